@@ -1,0 +1,86 @@
+"""The grammar of error messages, and the checks of hyper-parameters that speak it.
+
+`<who>: <what is wrong, got {x!r}> at <parameter path>; <what is allowed>. <what to do>.`
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def message(who: str, wrong: str, *, at: str = "", allowed: str = "", do: str = "") -> str:
+    """One sentence of the error grammar; empty parts are left out.
+
+    >>> message("adam", "b1 must be a decay rate, got 1.5", allowed="0 <= b1 < 1")
+    'adam: b1 must be a decay rate, got 1.5; 0 <= b1 < 1.'
+    """
+    place = f" at {at}" if at else ""
+    rule = f"; {allowed}" if allowed else ""
+    remedy = f" {do}." if do else ""
+    return f"{who}: {wrong}{place}{rule}.{remedy}"
+
+
+@dataclasses.dataclass
+class Problems:
+    """Collects what is wrong, so that a user sees all of it at once."""
+
+    who: str
+    found: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, wrong: str, *, at: str = "", allowed: str = "", do: str = "") -> None:
+        self.found.append(message(self.who, wrong, at=at, allowed=allowed, do=do))
+
+    def raise_if_any(self, error: type[Exception] = ValueError) -> None:
+        if self.found:
+            raise error("\n".join(self.found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a hyper-parameter may take."""
+
+    allowed: str
+    contains: Callable[[float], bool]
+    schedule: bool = False  # may it also be a function of the step?
+
+
+DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
+NON_NEGATIVE = Range("a number >= 0", lambda x: x >= 0)
+POSITIVE = Range("a number > 0", lambda x: x > 0)
+RATE = Range("a number >= 0, a schedule or an array of shape ()", lambda x: x >= 0, schedule=True)
+
+
+def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
+    """Raises for every value outside its range; arrays and tracers are checked for shape only.
+
+    Raises:
+      TypeError: a value is neither a number nor an array (nor a schedule where one may stand).
+      ValueError: a number is out of range or not finite, or an array is not a scalar.
+    """
+    types, ranges = Problems(who), Problems(who)
+    for name, (value, allowed) in values.items():
+        got = f"{name} is out of range, got {value!r}"
+        if allowed.schedule and callable(value):
+            continue
+        if isinstance(value, bool) or not (
+            isinstance(value, numbers.Real | np.ndarray | np.generic) or hasattr(value, "aval")
+        ):
+            wrong = f"{name} is not a number, got {value!r}"
+            types.add(wrong, allowed=f"{name} must be {allowed.allowed}")
+        elif getattr(value, "shape", ()) != ():
+            ranges.add(
+                f"{name} is not a scalar, got an array of shape {value.shape}",
+                allowed=f"{name} must be {allowed.allowed}",
+            )
+        elif not hasattr(value, "aval") and not (
+            math.isfinite(float(value)) and allowed.contains(float(value))
+        ):
+            ranges.add(got, allowed=f"{name} must be {allowed.allowed}")
+    if types.found:
+        types.found += ranges.found
+    types.raise_if_any(TypeError)
+    ranges.raise_if_any(ValueError)

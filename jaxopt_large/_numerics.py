@@ -1,0 +1,116 @@
+"""Arithmetic that every rule shares: float32 moments, bias correction, norms, the safe counter."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._axes import sum_over_shards
+from ._types import Scalar, Updates
+
+_NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
+
+
+def accumulation_dtype(dtype: Any) -> np.dtype:
+    """float64 for float64, float32 for every other floating dtype."""
+    return np.dtype(jnp.float64 if np.dtype(dtype) == np.float64 else jnp.float32)
+
+
+def widest(*dtypes: Any) -> np.dtype:
+    """The accumulation dtype that holds all of `dtypes`."""
+    wide = any(accumulation_dtype(d) == np.float64 for d in dtypes)
+    return np.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def scalar_dtype() -> np.dtype:
+    """The dtype in which per-step scalars are computed: float64 under x64, else float32."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def as_scalar(value: Scalar) -> Float[Array, ""]:
+    """A hyper-parameter as an array of shape () in the scalar dtype."""
+    return jnp.asarray(value).astype(scalar_dtype())
+
+
+def as_decay(value: Scalar) -> Scalar:
+    r"""A decay rate that is below one, as a Python float or a float32 (float64) array.
+
+    A caller such as `optax.inject_hyperparams` rounds hyper-parameters to the dtype of the
+    parameters: 0.999 becomes 1.0 in bfloat16, and $1 - b^t$ becomes 0. An array of low precision
+    is therefore read as the lower end of what rounds to it when it says 1.
+    """
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if jnp.dtype(value.dtype).itemsize >= 4:
+        return as_scalar(value)
+    return jnp.minimum(as_scalar(value), 1.0 - float(jnp.finfo(value.dtype).eps) / 4)
+
+
+def like(value: Scalar, x: Array) -> Scalar:
+    """A hyper-parameter ready to meet `x`: Python numbers as they are, arrays in its dtype."""
+    return float(value) if isinstance(value, numbers.Real) else jnp.asarray(value).astype(x.dtype)
+
+
+def complement(decay: Scalar) -> Scalar:
+    """1 - decay, rounded once (1 - 0.999 is off by 5e-5 when 0.999 is rounded to float32 first)."""
+    return 1.0 - decay
+
+
+def bias_correction(decay: Scalar, steps: Int[Array, ""]) -> Float[Array, ""]:
+    r"""$1 - d^t$ without cancellation, as $-\mathrm{expm1}(t \log d)$; 1 when d = 0."""
+    steps = steps.astype(scalar_dtype())
+    if isinstance(decay, float):
+        log_decay = as_scalar(math.log(decay)) if decay > 0 else as_scalar(-math.inf)
+    else:
+        log_decay = jnp.log1p(as_scalar(decay) - 1.0)
+    return -jnp.expm1(steps * log_decay)
+
+
+def ema(old: Array, new: Array, decay: Scalar) -> Array:
+    """decay * old + (1 - decay) * new."""
+    decay = like(decay, new)
+    return decay * old + complement(decay) * new
+
+
+def bounded(x: Array) -> Array:
+    """Finite values limited to where the square is finite (1.8e19 in float32); others pass."""
+    limit = math.sqrt(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
+
+
+def divide(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator, and 0 where the denominator is 0."""
+    zero = denominator == 0
+    one = jnp.ones((), denominator.dtype)
+    return jnp.where(zero, jnp.zeros((), numerator.dtype), numerator / jnp.where(zero, one, denominator))
+
+
+def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
+    """count + 1, staying at the largest integer instead of wrapping."""
+    largest = jnp.iinfo(count.dtype).max
+    return jnp.where(count < largest, count + 1, count)
+
+
+def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
+    r"""$\sqrt{\sum_i x_i^2}$ over all leaves, in float32 (float64 when a leaf is), in one pass.
+
+    A second sum, of values scaled by 2^-64, takes over where the first overflows.
+
+    Args:
+      tree: any tree of arrays; an empty one has norm 0.
+      axis_name: mapped axes over which the leaves are sharded, beside those that a surrounding
+        `zero(..., axis_name=...)` has announced.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
+    dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
+    plain, scaled = jnp.zeros((), dtype), jnp.zeros((), dtype)
+    for leaf in leaves:
+        x = leaf.astype(dtype)
+        plain += jnp.sum(jnp.square(x))
+        scaled += jnp.sum(jnp.square(x * _NORM_SCALE))
+    plain, scaled = sum_over_shards((plain, scaled), axis_name)
+    return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / _NORM_SCALE, jnp.sqrt(plain))

@@ -1,0 +1,31 @@
+"""Shardings of parameters that are being traced, where the caller knows what a tracer does not."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+from .._types import Params
+
+_known: ContextVar[dict[Any, Any] | None] = ContextVar("known_shardings", default=None)
+
+
+@contextlib.contextmanager
+def known_shardings(shardings: dict[Any, Any]) -> Iterator[None]:
+    """Declares key path -> sharding for the parameters that are traced inside the block."""
+    token = _known.set(shardings)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def known_sharding(index: int, params: Params) -> Any:
+    """The declared sharding of the leaf at `index`, or None."""
+    known = _known.get()
+    if not known:
+        return None
+    path = jax.tree_util.tree_flatten_with_path(params)[0][index][0]
+    return known.get(path)
