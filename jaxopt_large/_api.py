@@ -1,6 +1,10 @@
 """The public surface."""
 
 from ._numerics import global_norm as global_norm
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import read_metadata as read_metadata
+from .checkpoint import restore as restore
+from .checkpoint import save as save
 from .groups import freeze as freeze
 from .groups import partition as partition
 from .placement.shardings import state_shardings as state_shardings

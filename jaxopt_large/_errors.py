@@ -73,7 +73,7 @@ def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
             types.add(wrong, allowed=f"{name} must be {allowed.allowed}")
         elif getattr(value, "shape", ()) != ():
             ranges.add(
-                f"{name} is not a scalar, got an array of shape {value.shape}",
+                f"{name} is not a scalar, got an array of shape {np.shape(value)}",
                 allowed=f"{name} must be {allowed.allowed}",
             )
         elif not hasattr(value, "aval") and not (

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ._errors import Problems, message
 from ._numerics import accumulation_dtype, safe_increment, widest
 from ._paths import difference, leaf_paths
-from ._types import Params, Rule, State, Updates
+from ._types import Params, Rule, State, Updates, make_rule
 
 Fields = dict[str, Array]
 Scalars = dict[str, Array]
@@ -109,8 +109,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
         fields = [_leaf_fields(walk, s, st) for s, st in zip(stages, states, strict=True)]
         active = [_active(walk, stage, params) for stage in stages]
         scalars = tuple(
-            stage.scalars(st.count) if stage.scalars else {}
-            for stage, st in zip(stages, states, strict=True)
+            stage.scalars(st.count) if stage.scalars else {} for stage, st in zip(stages, states, strict=True)
         )
         results = [
             step(a, scalars, g, p, f)
@@ -125,7 +124,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
         )
         return new_updates, new_states if chained else new_states[0]
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def _leaf_step(
@@ -161,8 +160,7 @@ class _Walk:
             raise ValueError(
                 message(
                     self.who,
-                    f"gradients do not have the structure of the {what}: "
-                    + difference(tree, self.updates),
+                    f"gradients do not have the structure of the {what}: " + difference(tree, self.updates),
                     do="Pass gradients of the parameters that init was given",
                 )
             )

@@ -36,9 +36,7 @@ def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
     inside = _variable_paths(tree)
     if not inside:
         return [path_string(p) for p in paths]
-    return [
-        path_string(next((p[:n] for n in range(len(p)) if p[:n] in inside), p)) for p in paths
-    ]
+    return [path_string(next((p[:n] for n in range(len(p)) if p[:n] in inside), p)) for p in paths]
 
 
 def _variable_paths(tree: Any) -> set[tuple[Any, ...]]:

@@ -17,3 +17,8 @@ ScalarOrSchedule: TypeAlias = Any  # Scalar | Schedule
 
 Rule: TypeAlias = optax.GradientTransformationExtraArgs
 AnyRule: TypeAlias = optax.GradientTransformation  # what wrappers accept: optax's rules too
+
+
+def make_rule(init: Callable[..., Any], update: Callable[..., Any]) -> Rule:
+    """A rule of `init(params)` and `update(updates, state, params=None, **extra)`."""
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,6 +1,6 @@
 """Different rules for different parts of the model, chosen by path."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import optax
 
 from ._errors import Problems, message
 from ._paths import first_match, leaf_paths, matches, nearest
-from ._types import AnyRule, Params, Rule, State, Updates
+from ._types import AnyRule, Params, Rule, State, Updates, make_rule
 
 
 def partition(rules: Mapping[str, AnyRule]) -> Rule:
@@ -44,14 +44,15 @@ def partition(rules: Mapping[str, AnyRule]) -> Rule:
         _check_cover(globs, paths, chosen)
         return jax.tree.structure(tree).unflatten(chosen)
 
-    inner = optax.partition(dict(rules), labels)
+    by_glob: dict[Hashable, AnyRule] = dict(rules)
+    inner = optax.partition(by_glob, labels)
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         return inner.update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return make_rule(inner.init, update)
 
 
 def freeze() -> Rule:
@@ -70,7 +71,7 @@ def freeze() -> Rule:
         del params, extra
         return jax.tree.map(_no_change, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def _no_change(g: Any) -> Any:

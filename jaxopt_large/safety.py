@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 from ._axes import sum_over_shards
 from ._errors import POSITIVE, check_hyperparameters
 from ._numerics import as_scalar, global_norm, safe_increment
-from ._types import AnyRule, Params, Rule, Scalar, State, Updates
+from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -66,7 +66,7 @@ def clip_by_global_norm(max_norm: Scalar, axis_name: Any = None) -> Rule:
 
         return jax.tree.map(scale, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
@@ -105,7 +105,7 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
         skipped = jnp.where(good, state.skipped, safe_increment(state.skipped))
         return new_updates, SkipNonfiniteState(skipped=skipped, inner=inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def all_finite(tree: Updates, axis_name: Any = None) -> Bool[Array, ""]:

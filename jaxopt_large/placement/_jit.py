@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .._compat import reshard
 from .._errors import message
 from .._paths import leaf_paths
-from .._types import AnyRule, Params, Rule, State, Updates
+from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._cuts import choose_cut, cut_spec, entry, normal_spec
 from ._known import known_sharding
 from ._layout import Layout, ZeroState, follow, sharding_of, spec_of
@@ -56,7 +56,7 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...]) -> Rule:
         ]
         return treedef.unflatten(whole), ZeroState(inner, layout)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def _plan(rule: Rule, params: Params, mesh: Any, axes: tuple[str, ...]) -> tuple[Layout, State]:
@@ -131,9 +131,7 @@ def _explicit_spec(leaf: Array) -> PartitionSpec:
 
 def _padded(tree: Any, layout: Layout) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(
-        [cut.pad(x) if cut else x for x, cut in zip(leaves, layout.params, strict=True)]
-    )
+    return treedef.unflatten([cut.pad(x) if cut else x for x, cut in zip(leaves, layout.params, strict=True)])
 
 
 def _placed(tree: Any, mesh: Any, specs: tuple[PartitionSpec, ...]) -> Any:

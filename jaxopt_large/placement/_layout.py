@@ -1,7 +1,7 @@
 """Where each parameter and each leaf of the state stands: decided once, by `init`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +93,7 @@ def sharding_of(x: Any) -> Any:
 
 def spec_of(sharding: Any, rank: int) -> PartitionSpec:
     """A named sharding's spec in its normal spelling; nothing is divided under any other kind."""
-    spec: Sequence[Any] = sharding.spec if isinstance(sharding, NamedSharding) else ()
+    spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
     return normal_spec([_names(spec[d]) if d < len(spec) else () for d in range(rank)])
 
 

@@ -10,7 +10,7 @@ from .._axes import sharded_over
 from .._compat import axis_size
 from .._errors import message
 from .._numerics import accumulation_dtype
-from .._types import AnyRule, Params, Rule, Updates
+from .._types import AnyRule, Params, Rule, Updates, make_rule
 from ._cuts import Cut, choose_cut
 from ._layout import Layout, ZeroState, follow
 
@@ -38,9 +38,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str) -> Rule:
                 )
             )
         leaves, treedef = jax.tree.flatten(updates)
-        mine = [
-            _mean_share(g, cut, axis_name, shares) for g, cut in zip(leaves, layout.params, strict=True)
-        ]
+        mine = [_mean_share(g, cut, axis_name, shares) for g, cut in zip(leaves, layout.params, strict=True)]
         values = None if params is None else _own(params, layout)
         with sharded_over(axis_name):
             changes, inner = rule.update(treedef.unflatten(mine), state.inner, values, **extra)
@@ -50,7 +48,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str) -> Rule:
         ]
         return treedef.unflatten(whole), ZeroState(inner, layout)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return make_rule(init, update)
 
 
 def _plan(rule: Rule, params: Params, axis_name: str, shares: int) -> Layout:

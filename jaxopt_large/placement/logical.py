@@ -49,9 +49,7 @@ def repadded(values: Any, like: Any) -> Any:
             x
             if cut is None or x.shape == target.shape
             else jax.jit(cut.pad, out_shardings=target.sharding)(x)
-            for x, cut, target in zip(
-                inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True
-            )
+            for x, cut, target in zip(inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True)
         ]
         return ZeroState(inner.unflatten(leaves), old.layout)
 
@@ -90,9 +88,7 @@ def divided(values: Any, like: Any) -> Any:
         old_leaves, inner = jax.tree.flatten(old.inner)
         leaves = [
             copies(x, target) if cut is None else _shares(x, cut, old.layout)
-            for x, cut, target in zip(
-                inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True
-            )
+            for x, cut, target in zip(inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True)
         ]
         return ZeroState(inner.unflatten(leaves), old.layout)
 
@@ -100,7 +96,9 @@ def divided(values: Any, like: Any) -> Any:
 
 
 def _map_zero(
-    tree: Any, leaf: Callable[[Any, Cut | None, tuple[int, ...]], Any], other: Callable[[Any], Any] = lambda x: x
+    tree: Any,
+    leaf: Callable[[Any, Cut | None, tuple[int, ...]], Any],
+    other: Callable[[Any], Any] = lambda x: x,
 ) -> Any:
     def node(x: Any) -> Any:
         if not _is_zero(x):

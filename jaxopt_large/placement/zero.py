@@ -65,7 +65,9 @@ def zero(
         return zero_in_mapped_axis(rule, axis_name)
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(
-            message("zero", f"mesh is not a mesh, got {mesh!r}", allowed="jax.make_mesh(...) or an AbstractMesh")
+            message(
+                "zero", f"mesh is not a mesh, got {mesh!r}", allowed="jax.make_mesh(...) or an AbstractMesh"
+            )
         )
     axes = axis if isinstance(axis, tuple) else (axis,)
     problems = Problems("zero")

@@ -1,0 +1,66 @@
+"""The command line. JAX and the rest are imported when a command runs, so that help is instant."""
+
+import importlib.util
+import sys
+from typing import Any
+
+from . import __version__
+
+_NEEDED = ("tyro", "rich", "grain", "orbax", "pydantic", "yaml", "sklearn")  # of the extra `train`
+
+
+def train(
+    config: str,
+    /,
+    *,
+    set: tuple[str, ...] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    fall_back: bool = False,
+    runs: str = "runs",
+) -> int:
+    """Train a model as a configuration says.
+
+    Args:
+      config: a YAML file, such as configs/stdlib_gpt.yaml.
+      set: settings that win over the file, like train.steps=100; may be given several times.
+      resume: go on from the newest checkpoint.
+      overwrite: remove a run of the same name first.
+      fall_back: when resuming, pass over a damaged checkpoint for the one before.
+      runs: the folder of runs; this one's is a folder in it, named by the configuration.
+    """
+    from .checkpoint import CheckpointError
+    from .config import ConfigError, load
+    from .data import DataError
+    from .train import RunError
+    from .train import train as run
+
+    try:
+        summary = run(load(config, set), runs=runs, resume=resume, overwrite=overwrite, fall_back=fall_back)
+    except (ConfigError, CheckpointError, DataError, FileNotFoundError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 130 if summary["interrupted"] else 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        print(f"jaxopt_large {__version__}")
+        return
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"jaxopt-large: {', '.join(missing)} not installed; the command line needs the extra `train`: "
+            "pip install 'jaxopt_large[train,viz]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    import tyro
+
+    app: Any = tyro.extras.SubcommandApp()
+    app.command(train, name="train")
+    options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
+    description = "Optimizers for JAX models that outgrow one device."
+    sys.exit(app.cli(prog="jaxopt-large", description=description, args=words or ["--help"], config=options))

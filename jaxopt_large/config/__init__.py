@@ -1,0 +1,8 @@
+"""Runs described in YAML: every error at once, each with its line."""
+
+from ._build import build as build
+from ._build import mesh_of as mesh_of
+from ._load import load as load
+from ._load import to_yaml as to_yaml
+from ._yaml import ConfigError as ConfigError
+from .schema import Config as Config

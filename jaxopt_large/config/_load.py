@@ -1,0 +1,148 @@
+"""From a file to a checked configuration: all problems at once, each with its line."""
+
+import difflib
+import os
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ._build import build
+from ._yaml import ConfigError, Location, Source, dump, read
+from .schema import Config
+
+
+def load(path: str | os.PathLike[str], overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a run's configuration.
+
+    Args:
+      path: a YAML file.
+      overrides: settings like "train.steps=100" that win over the file; the value is YAML.
+
+    Returns:
+      The configuration, complete with defaults and checked as far as possible without the data.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ConfigError: one line per problem: `file:line: path: reason (got ...); did you mean ...`.
+    """
+    source = read(os.fspath(path), overrides)
+    try:
+        config = Config.model_validate(source.values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(source, e) for e in error.errors())) from None
+    problems = _rule_problems(source, config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration with every default written out; `load` reads it back."""
+    return dump(config.model_dump(mode="json"))
+
+
+def _rule_problems(source: Source, config: Config) -> list[str]:
+    """What the rules themselves say of their settings, each at its line."""
+    problems = []
+    for glob, settings in config.optimizer.groups.items():
+        alone = config.model_copy(deep=True)
+        alone.optimizer.groups = {glob: settings}
+        alone.placement.zero = None
+        try:
+            build(alone)
+        except (TypeError, ValueError) as error:
+            for line in str(error).splitlines():
+                words = line.partition(": ")[2]
+                location: Location = ("optimizer", "groups", glob)
+                name = words.split(" ", 1)[0]
+                if name in type(settings).model_fields:
+                    location = (*location, name)
+                problems.append(f"{source.place(location)}: {_dotted(location)}: {words}")
+    return problems
+
+
+def _describe(source: Source, error: Any) -> str:
+    location, known = _in_file(source, error["loc"])
+    kind, got, hint = error["type"], error.get("input"), ""
+    reason = error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        reason, got = "unknown key", location[-1]
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}"
+    elif kind == "missing":
+        return f"{source.place(location)}: {_dotted(location)}: missing"
+    elif kind == "union_tag_invalid":
+        tags = [t.strip(" '") for t in error["ctx"]["expected_tags"].split(",")]
+        tag_key = error["ctx"]["discriminator"].strip("'")
+        location, got = (*location, tag_key), error["ctx"]["tag"]
+        close = difflib.get_close_matches(str(got), tags, n=1)
+        reason = f"must be one of {', '.join(tags)}"
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+    elif kind == "union_tag_not_found":
+        tag_key = error["ctx"]["discriminator"].strip("'")
+        return f"{source.place(location)}: {_dotted((*location, tag_key))}: missing"
+    elif kind == "value_error":  # our own checks of several values name them
+        inner = reason.split(":", 1)[0]
+        if location == () and inner.replace(".", "").isidentifier():
+            location = tuple(inner.split("."))
+            reason = reason.split(": ", 1)[1]
+        return f"{source.place(location)}: {_dotted(location)}: {reason}"
+    return f"{source.place(location)}: {_dotted(location)}: {_plain(reason)} (got {got!r}){hint}"
+
+
+def _in_file(source: Source, location: Location) -> tuple[Location, list[str]]:
+    """pydantic's location without the tags of its unions, and the keys allowed beside the last one."""
+    values, model, cleaned = source.values, Config, []
+    known: list[str] = list(Config.model_fields)
+    for part in location:
+        inside = isinstance(values, dict) and part in values
+        inside = inside or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        if inside or part in fields:
+            known = list(fields) or known
+            cleaned.append(part)
+            values = values[part] if inside else None
+            model = _member(fields[part].annotation) if part in fields else model
+        else:
+            chosen = _tagged(model, part)
+            if chosen is None and part == location[-1]:
+                cleaned.append(part)
+            model = chosen or model
+        if isinstance(model, type) and issubclass(model, BaseModel) and part != location[-1]:
+            known = list(model.model_fields)
+    return tuple(cleaned), known
+
+
+def _member(annotation: Any) -> Any:
+    """The type inside dict[...] or Annotated[...]; others as they are."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return _member(arguments[1])
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _member(arguments[0])
+    return annotation
+
+
+def _tagged(union: Any, tag: Any) -> Any:
+    """The member of a union of groups whose kind, rule or schedule is `tag`."""
+    for member in typing.get_args(union):
+        inner = _member(member)
+        if typing.get_args(inner):
+            found = _tagged(inner, tag)
+            if found is not None:
+                return found
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            for name in ("kind", "rule", "schedule"):
+                field = inner.model_fields.get(name)
+                if field is not None and typing.get_args(field.annotation) == (tag,):
+                    return inner
+    return None
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("Input should be", "must be").replace("valid ", "")
+
+
+def _dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location) or "the file"

@@ -1,0 +1,263 @@
+"""What a run's configuration may say."""
+
+import functools
+import inspect
+import math
+import operator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from ..rules import adagrad, adam, gradient_descent, lion, rmsprop, sgd
+
+RULES = {
+    "gradient_descent": gradient_descent.gradient_descent,
+    "sgd": sgd.sgd,
+    "adagrad": adagrad.adagrad,
+    "rmsprop": rmsprop.rmsprop,
+    "adam": adam.adam,
+    "adamw": adam.adamw,
+    "lion": lion.lion,
+}
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+class StdlibData(_Group):
+    """The source of Python's standard library, as bytes."""
+
+    kind: Literal["stdlib"]
+    context: Count = 128
+    validation_windows: Count = 256
+
+
+class TextData(_Group):
+    """A folder of text files, as bytes."""
+
+    kind: Literal["text"]
+    path: str
+    context: Count = 128
+    validation_windows: Count = 256
+
+
+class DigitsData(_Group):
+    """scikit-learn's handwritten digits."""
+
+    kind: Literal["digits"]
+
+
+Data = Annotated[StdlibData | TextData | DigitsData, Field(discriminator="kind")]
+
+
+# --- model --------------------------------------------------------------------------------------------
+
+
+class TransformerModel(_Group):
+    """A decoder-only language model."""
+
+    kind: Literal["transformer"]
+    vocabulary: Count = 256
+    layers: Count
+    width: Count
+    heads: Count
+    mlp_width: Count | None = None
+    tied: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TransformerModel":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not divisible by twice the {self.heads} heads")
+        return self
+
+
+class MlpModel(_Group):
+    """A perceptron that classifies."""
+
+    kind: Literal["mlp"]
+    inputs: Count = 64
+    hidden: list[Count] = [128]
+    classes: Count = 10
+
+
+class BertModel(_Group):
+    """BERT's parameters, for planning."""
+
+    kind: Literal["bert"]
+    vocabulary: Count
+    layers: Count
+    width: Count
+    mlp_width: Count
+    positions: Count
+    types: Count = 2
+
+
+class T5Model(_Group):
+    """T5's parameters, for planning."""
+
+    kind: Literal["t5"]
+    vocabulary: Count
+    layers: Count
+    width: Count
+    heads: Count
+    head_width: Count
+    mlp_width: Count
+    buckets: Count = 32
+
+
+Model = Annotated[TransformerModel | MlpModel | BertModel | T5Model, Field(discriminator="kind")]
+
+
+# --- optimizer ----------------------------------------------------------------------------------------
+
+
+class WarmupCosine(_Group):
+    """Linear up, a half cosine down."""
+
+    schedule: Literal["warmup_cosine"]
+    peak: Rate
+    warmup: Natural
+    end: Rate = 0.0
+
+
+class WarmupStableDecay(_Group):
+    """Linear up, constant, linear down."""
+
+    schedule: Literal["warmup_stable_decay"]
+    peak: Rate
+    warmup: Natural
+    decay: Natural
+    end: Rate = 0.0
+
+
+class InverseSqrt(_Group):
+    """Linear up, then down like one over the root of the step."""
+
+    schedule: Literal["inverse_sqrt"]
+    peak: Rate
+    warmup: Count
+
+
+Schedule = Annotated[WarmupCosine | WarmupStableDecay | InverseSqrt, Field(discriminator="schedule")]
+
+
+def _field(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
+    """The type and default of one argument of a rule."""
+    default = parameter.default
+    if name == "learning_rate":
+        return (Rate | Schedule, ...)
+    if name == "mask" or name.endswith("_dtype"):  # a glob of the leaves that decay; a dtype's name
+        return (str | None, None)
+    if isinstance(default, bool):
+        return (bool, default)
+    return (float | None if default is None else float, default)
+
+
+def _rule_model(name: str) -> type[_Group]:
+    """The schema of a rule, read off its signature: a new rule needs no schema of its own."""
+    arguments = inspect.signature(RULES[name]).parameters
+    fields: dict[str, Any] = {key: _field(key, parameter) for key, parameter in arguments.items()}
+    tag: Any = Literal.__getitem__(name)
+    return create_model(name, __base__=_Group, rule=(tag, ...), **fields)
+
+
+class Frozen(_Group):
+    """Parameters that stay as they are."""
+
+    rule: Literal["freeze"]
+
+
+_ANY_RULE: Any = functools.reduce(operator.or_, [*map(_rule_model, RULES), Frozen])
+
+
+class Optimizer(_Group):
+    """Rules by path, and the guards around them."""
+
+    groups: dict[str, Annotated[_ANY_RULE, Field(discriminator="rule")]] = Field(min_length=1)
+    clip: Annotated[float, Field(gt=0)] | None = None
+    skip_nonfinite: bool = True
+
+
+# --- placement and run --------------------------------------------------------------------------------
+
+
+class Placement(_Group):
+    """Devices, and what is divided over them."""
+
+    parallel: Literal["jit", "pmap"] = "jit"
+    mesh: dict[str, Count] = Field(default={"data": 1}, min_length=1)
+    data_axis: str = "data"
+    zero: str | None = None
+    params: dict[str, list[str | None]] = {}
+
+    @model_validator(mode="after")
+    def _axes_exist(self) -> "Placement":
+        axes = ", ".join(self.mesh)
+        named = [("data_axis", self.data_axis), ("zero", self.zero)]
+        named += [(f"params {glob!r}", a) for glob, spec in self.params.items() for a in spec]
+        for what, axis in named:
+            if axis is not None and axis not in self.mesh:
+                raise ValueError(f"{what}: the mesh has no axis {axis!r}; its axes are {axes}")
+        if self.parallel == "pmap":
+            if list(self.mesh) != [self.data_axis]:
+                raise ValueError(
+                    f"pmap takes a mesh with the one axis {self.data_axis!r}; this one has {axes}"
+                )
+            if self.params:
+                raise ValueError("pmap keeps all parameters on every device; params must be empty")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """How many the mesh has places for."""
+        return math.prod(self.mesh.values())
+
+
+class Train(_Group):
+    """The loop."""
+
+    steps: Count
+    batch: Count
+    accumulate: Count = 1
+    eval_every: Count = 100
+    log_every: Count = 1
+    checkpoint_every: Count = 500
+    keep: Count = 2
+
+
+class Config(_Group):
+    """A run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Natural = 0
+    distributed: Literal["off", "auto"] = "off"
+    data: Data
+    model: Model
+    optimizer: Optimizer
+    placement: Placement = Placement()
+    train: Train
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Config":
+        size = self.placement.mesh[self.placement.data_axis]
+        parts = size * self.train.accumulate
+        if self.train.batch % parts:
+            raise ValueError(
+                f"train.batch: {self.train.batch} is not divisible by {parts} "
+                f"({size} devices along {self.placement.data_axis!r} x {self.train.accumulate} accumulated)"
+            )
+        kinds = (self.data.kind == "digits", self.model.kind == "mlp")
+        if self.model.kind in ("transformer", "mlp") and kinds[0] != kinds[1]:
+            raise ValueError(f"model.kind: {self.model.kind} does not fit the data, {self.data.kind}")
+        return self

@@ -1,0 +1,4 @@
+"""Training runs: the only place with a loop, a clock and a terminal."""
+
+from ._errors import RunError as RunError
+from .loop import train as train

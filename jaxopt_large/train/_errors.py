@@ -1,0 +1,5 @@
+"""What a user can mend about a run."""
+
+
+class RunError(ValueError):
+    """A run cannot start or go on; the message says why and what to do."""

@@ -1,0 +1,177 @@
+"""The two ways to run a step on many devices: jit over a mesh, and pmap."""
+
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .._paths import first_match, map_with_path
+from .._types import Params, Rule, State
+from ..config import Config
+from ..models._model import Model
+from ..placement.logical import divided, joined, unpadded
+from .step import Metrics, make_evaluation, make_step
+
+
+class Execution(Protocol):
+    """How the loop talks to devices; parameters and state are opaque to it."""
+
+    def init(self, key: Any) -> tuple[Params, State]:
+        """Fresh parameters and state, placed."""
+
+    def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
+        """One step on a batch of host arrays; the old parameters and state are donated."""
+
+    def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
+        """Means over a batch of host arrays."""
+
+    def saved(self, params: Params, state: State) -> Any:
+        """The tree to write to a checkpoint; it does not depend on the number of devices."""
+
+    def loaded(self, tree: Any, params: Params, state: State) -> tuple[Params, State]:
+        """A tree read from a checkpoint, placed like `params` and `state`."""
+
+    def state_bytes(self, state: State) -> tuple[int, int]:
+        """Bytes of the state unsharded, and the most that one device holds."""
+
+
+def make_execution(config: Config, model: Model, rule: Rule, mesh: Mesh) -> Execution:
+    """The execution that `placement.parallel` names."""
+    return {"jit": JitExecution, "pmap": PmapExecution}[config.placement.parallel](config, model, rule, mesh)
+
+
+class JitExecution:
+    """jit over a mesh with Auto axes; batches are divided over the data axis."""
+
+    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
+        self._config, self._model, self._rule, self._mesh = config, model, rule, mesh
+        self._step = jax.jit(make_step(model, rule), donate_argnums=(0, 1))
+        self._evaluate = jax.jit(make_evaluation(model))
+
+    def init(self, key: Any) -> tuple[Params, State]:
+        shardings = param_shardings(self._config, self._model.abstract(), self._mesh)
+        params = jax.jit(self._model.init, out_shardings=shardings)(key)
+        return params, _on_mesh(self._rule.init(params), self._mesh)
+
+    def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
+        rows = self._config.train.accumulate
+        split = jax.tree.map(lambda x: x.reshape(rows, x.shape[0] // rows, *x.shape[1:]), batch)
+        return self._step(
+            params, state, self._put(split, PartitionSpec(None, self._config.placement.data_axis))
+        )
+
+    def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
+        return self._evaluate(params, self._put(batch, PartitionSpec(self._config.placement.data_axis)))
+
+    def saved(self, params: Params, state: State) -> Any:
+        return {"params": params, "state": state}
+
+    def loaded(self, tree: Any, params: Params, state: State) -> tuple[Params, State]:
+        return tree["params"], tree["state"]
+
+    def state_bytes(self, state: State) -> tuple[int, int]:
+        return _bytes(unpadded(state)), _most_on_a_device(state)
+
+    def _put(self, batch: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(self._mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        # every process has read the whole batch; each hands over the rows of its own devices
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
+
+
+class PmapExecution:
+    """pmap over the devices of one host; arrays carry a leading device axis."""
+
+    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
+        axis = config.placement.data_axis
+        self._config, self._model, self._rule = config, model, rule
+        self._devices = list(mesh.devices.flat)
+        options: dict[str, Any] = {"axis_name": axis, "devices": self._devices}
+        whole = config.placement.zero is None
+        step = make_step(model, rule, mean_over=axis, average_gradients=whole)
+        self._init_params = jax.pmap(model.init, **options)
+        self._init_state = jax.pmap(rule.init, **options)
+        self._step = jax.pmap(step, donate_argnums=(0, 1), **options)
+        self._evaluate = jax.pmap(make_evaluation(model, mean_over=axis), **options)
+        self._put_back = jax.pmap(lambda x: x, **options)
+
+    def init(self, key: Any) -> tuple[Params, State]:
+        data = jax.random.key_data(key)
+        copies = jnp.broadcast_to(data[None], (len(self._devices), *data.shape))
+        params = self._init_params(jax.random.wrap_key_data(copies))
+        return params, self._init_state(params)
+
+    def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
+        rows = self._config.train.accumulate
+        return _first_copy(self._step(params, state, self._split(batch, rows)))
+
+    def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
+        means = self._evaluate(params, jax.tree.map(lambda x: x[:, 0], self._split(batch, 1)))
+        return jax.tree.map(_local, means)
+
+    def saved(self, params: Params, state: State) -> Any:
+        return joined({"params": params, "state": state})
+
+    def loaded(self, tree: Any, params: Params, state: State) -> tuple[Params, State]:
+        placed = self._put_back(divided(tree, {"params": params, "state": state}))
+        return placed["params"], placed["state"]
+
+    def state_bytes(self, state: State) -> tuple[int, int]:
+        return _bytes(joined(state)), _most_on_a_device(state)
+
+    def _split(self, batch: Any, rows: int) -> Any:
+        """[batch, ...] -> [devices, micro-batches, rows, ...], the order in which jit divides it."""
+        n = len(self._devices)
+
+        def split(x: np.ndarray) -> np.ndarray:
+            return x.reshape(rows, n, x.shape[0] // (rows * n), *x.shape[1:]).swapaxes(0, 1)
+
+        return jax.tree.map(split, batch)
+
+
+def param_shardings(config: Config, params: Params, mesh: Any) -> Any:
+    """Each parameter's sharding: the spec of the first glob in placement.params, else replicated."""
+    specs = config.placement.params
+
+    def sharding(path: str, leaf: Any) -> NamedSharding:
+        del leaf
+        glob = first_match(list(specs), path)
+        return NamedSharding(mesh, PartitionSpec(*specs[glob]) if glob else PartitionSpec())
+
+    return map_with_path(sharding, params)
+
+
+def _on_mesh(state: State, mesh: Mesh) -> State:
+    """Leaves that a rule without `zero` left on one device, replicated over the mesh."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(x: Any) -> Any:
+        return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, replicated)
+
+    return jax.tree.map(place, state)
+
+
+def _first_copy(results: tuple[Params, State, Metrics]) -> tuple[Params, State, Metrics]:
+    params, state, metrics = results
+    return params, state, jax.tree.map(_local, metrics)
+
+
+def _local(x: Any) -> Any:
+    """One device's copy of a replicated result; indexing would gather from all of them."""
+    return x.addressable_shards[0].data.reshape(x.shape[1:])
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _most_on_a_device(tree: Any) -> int:
+    held: dict[Any, int] = {}
+    for x in jax.tree.leaves(tree):
+        for shard in x.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)

@@ -1,0 +1,165 @@
+"""What a run shows at its start and its end: a card, a curve in the terminal, a picture."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ..config import Config
+from ..data._dataset import Dataset
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_HEIGHT = 8  # lines of the terminal curve
+
+
+class Card:
+    """The facts of a run, before and after."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        parameters: int,
+        state_whole: int,
+        state_most: int,
+        devices: str,
+        folder: Path,
+    ):
+        self._config, self._dataset, self._parameters = config, dataset, parameters
+        self._whole, self._most, self._devices, self._folder = state_whole, state_most, devices, folder
+
+    def show_start(self, console: Console, step: int) -> None:
+        """The model, the data, the rule and the devices; from which step it goes on."""
+        train = self._config.train
+        table = _table()
+        table.add_row("model", f"{self._config.model.kind}, {_count(self._parameters)} parameters")
+        table.add_row("data", self._data())
+        rules = [
+            f"{g.rule} on {glob}" if glob != "*" else g.rule
+            for glob, g in self._config.optimizer.groups.items()
+        ]
+        table.add_row("rule", ", ".join(rules))
+        table.add_row("devices", f"{self._devices}, by {self._config.placement.parallel}")
+        table.add_row("state", self._state())
+        micro = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+        table.add_row(
+            "steps",
+            f"{train.steps} of {train.batch} examples{micro}" + (f", from step {step}" if step else ""),
+        )
+        console.print(Panel(table, title=f"run {self._config.name}", title_align="left", expand=False))
+
+    def show_end(self, console: Console, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
+        """The loss curve and the figures of `summary.json`."""
+        unit = f"nats/{self._dataset.unit}"
+        curve = [m["loss"] for m in metrics if m.get("loss") is not None]
+        if len(curve) > 1 and _unicode(console):
+            width = min(console.width - 14, 72)
+            console.print(Text(f"training loss, {unit}", style="bold"))
+            for line in _curve(curve, width):
+                console.print(Text(line), no_wrap=True, overflow="crop", highlight=False)
+        table = _table()
+        if summary["best_validation_loss"] is not None:
+            best, last = summary["best_validation_loss"], summary["final_validation_loss"]
+            table.add_row("validation", f"{last:.4f} {unit} at the end, {best:.4f} at best")
+        rate = "tokens" if self._dataset.tokens_per_example > 1 else "examples"
+        speed = f"{summary['tokens_per_second']:,.0f} {rate}/s"
+        table.add_row("time", f"{summary['wall_seconds']:.1f} s for {summary['steps']} steps, {speed}")
+        table.add_row("state", self._state())
+        table.add_row("skipped", f"{summary['skipped_steps']} steps with a non-finite gradient")
+        table.add_row("folder", str(self._folder))
+        resume = f"jaxopt-large train {self._folder / 'config.yaml'} --resume"
+        if summary["interrupted"]:
+            table.add_row("go on", resume)
+            title = f"run {self._config.name} stopped at step {summary['steps']}, saved"
+        else:
+            table.add_row("go on", f"{resume} --set train.steps=...")
+            title = f"run {self._config.name} finished"
+        console.print(Panel(table, title=title, title_align="left", expand=False))
+
+    def _data(self) -> str:
+        facts = self._dataset.facts
+        size = f"{facts['files']} files, {facts['train_bytes'] / 1e6:.1f} MB" if "files" in facts else ""
+        size = size or f"{facts['examples']} examples"
+        return f"{self._dataset.name}, {size}, SHA-256 {facts['sha256'][:12]}"
+
+    def _state(self) -> str:
+        share = self._most / self._whole if self._whole else 1.0
+        return f"{_size(self._most)} per device, {_size(self._whole)} unsharded ({share:.1%})"
+
+
+def draw_curves(
+    file: Path, metrics: list[dict[str, Any]], config: Config, dataset: Dataset, console: Console
+) -> None:
+    """Writes the curves as a PNG, where matplotlib is installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        console.print("No picture of the curves: matplotlib comes with jaxopt_large[viz].")
+        return
+    train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
+    valid = [(m["step"], m["validation_loss"]) for m in metrics if m.get("validation_loss") is not None]
+    norms = [(m["step"], m["gradient_norm"]) for m in metrics if m.get("gradient_norm") is not None]
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    if train:
+        top.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label="training")
+    if valid:
+        top.plot(*zip(*valid, strict=True), color="#c33", marker="o", markersize=4, label="validation")
+    top.set_ylabel(f"loss, nats/{dataset.unit}")
+    top.set_title(f"{config.name}: {config.model.kind} on {dataset.name}", loc="left")
+    top.legend(frameon=False)
+    if norms:
+        bottom.plot(*zip(*norms, strict=True), color="#678", linewidth=1)
+        bottom.set_yscale("log")
+    bottom.set_ylabel("gradient norm")
+    bottom.set_xlabel("step")
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def _curve(values: list[float], width: int) -> list[str]:
+    """A bar chart of `values`, averaged into `width` columns, with its scale at the left."""
+    width = min(width, len(values))
+    edges = [round(i * len(values) / width) for i in range(width + 1)]
+    columns = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(columns), max(columns)
+    span = (high - low) or 1.0
+    eighths = [1 + round((c - low) / span * (_HEIGHT * 8 - 1)) for c in columns]
+    lines = []
+    for row in range(_HEIGHT - 1, -1, -1):
+        label = {_HEIGHT - 1: f"{high:.3f}", 0: f"{low:.3f}"}.get(row, "")
+        bars = "".join(_BLOCKS[max(0, min(8, e - 8 * row))] for e in eighths)
+        lines.append(f"{label:>9} ┤{bars}")
+    return [*lines, f"{'':>9} └{'─' * width}", f"{'step':>9}  1{str(len(values)).rjust(width - 1)}"]
+
+
+def _table() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _unicode(console: Console) -> bool:
+    return (console.encoding or "").lower().startswith("utf")
+
+
+def _count(number: int) -> str:
+    digits = int(math.log10(max(number, 1))) // 3
+    return f"{number / 1000**digits:.3g}{('', ' k', ' M', ' G', ' T')[digits]}"
+
+
+def _size(number: int) -> str:
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= limit:
+            return f"{number / limit:.2f} {unit}"
+    return f"{number} B"

@@ -1,0 +1,125 @@
+"""One training step and one evaluation, as pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._numerics import accumulation_dtype, global_norm
+from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from ..models._model import Model
+from ..safety import SkipNonfiniteState
+from ._errors import RunError
+
+
+class WatchState(NamedTuple):
+    """State of `watched`."""
+
+    norm: Float[Array, ""]  # of the last gradient, before clipping
+    inner: State
+
+
+def watched(rule: AnyRule) -> Rule:
+    """Keeps the norm of the gradient that the rule is given.
+
+    Below `zero` it sees shares, so that the norm needs no gradient that is whole on one device.
+    """
+    rule = optax.with_extra_args_support(rule)
+
+    def init(params: Params) -> WatchState:
+        return WatchState(norm=jnp.zeros((), jnp.float32), inner=rule.init(params))
+
+    def update(
+        updates: Updates, state: WatchState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, WatchState]:
+        norm = global_norm(updates).astype(jnp.float32)
+        updates, inner = rule.update(updates, state.inner, params, **extra)
+        return updates, WatchState(norm=norm, inner=inner)
+
+    return make_rule(init, update)
+
+
+class Metrics(NamedTuple):
+    """What a step reports."""
+
+    loss: Float[Array, ""]  # mean over the batch, before the step
+    norm: Float[Array, ""]  # of the gradient, before clipping
+    skipped: Int[Array, ""]  # steps left out so far
+
+
+def make_step(
+    model: Model, rule: Rule, *, mean_over: str | None = None, average_gradients: bool = False
+) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
+    """(params, state, batch) -> (params, state, metrics).
+
+    Args:
+      model: its loss is minimized.
+      rule: built around `watched`.
+      mean_over: a mapped axis over which the loss is averaged.
+      average_gradients: average gradients over it as well, for rules without `zero`.
+
+    The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32.
+    """
+
+    objective = _loss_of(model)
+
+    def step(params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
+        loss, grads = _mean_gradient(objective, params, batch)
+        if mean_over is not None:
+            loss = jax.lax.pmean(loss, mean_over)
+        if average_gradients:
+            grads = jax.lax.pmean(grads, mean_over)
+        updates, state = rule.update(grads, state, params)
+        watch = _find(WatchState, state)
+        guard = _find(SkipNonfiniteState, watch.inner)
+        skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped
+        metrics = Metrics(loss, watch.norm, skipped)
+        return optax.apply_updates(params, updates), state, metrics
+
+    return step
+
+
+def make_evaluation(
+    model: Model, *, mean_over: str | None = None
+) -> Callable[[Params, Any], dict[str, Array]]:
+    """(params, batch) -> means of the loss, and of the accuracy where the model has one."""
+
+    objective = _loss_of(model)
+
+    def evaluate(params: Params, batch: Any) -> dict[str, Array]:
+        means = {"validation_loss": objective(params, batch)}
+        if model.accuracy is not None:
+            means["validation_accuracy"] = model.accuracy(params, batch)
+        return jax.lax.pmean(means, mean_over) if mean_over else means
+
+    return evaluate
+
+
+def _loss_of(model: Model) -> Callable[..., Any]:
+    if model.loss is None:
+        raise RunError("train: this model is here for planning only; it has no loss.")
+    return model.loss
+
+
+def _find(kind: type, state: State) -> Any:
+    """The outermost part of the state that is of a kind, or None."""
+    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
+    return next((x for x in parts if isinstance(x, kind)), None)
+
+
+def _mean_gradient(loss: Callable[..., Any], params: Params, batch: Any) -> tuple[Array, Updates]:
+    steps = jax.tree.leaves(batch)[0].shape[0]
+    gradient = jax.value_and_grad(loss)
+    if steps == 1:
+        return gradient(params, jax.tree.map(lambda x: x[0], batch))
+
+    def add(total: Any, micro: Any) -> tuple[Any, None]:
+        new = gradient(params, micro)
+        return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulation_dtype(p.dtype)), params)
+    (total, grads), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+    return total / steps, jax.tree.map(lambda g, p: (g / steps).astype(p.dtype), grads, params)
