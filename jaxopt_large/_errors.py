@@ -71,9 +71,9 @@ def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
         ):
             wrong = f"{name} is not a number, got {value!r}"
             types.add(wrong, allowed=f"{name} must be {allowed.allowed}")
-        elif getattr(value, "shape", ()) != ():
+        elif (shape := getattr(value, "shape", ())) != ():
             ranges.add(
-                f"{name} is not a scalar, got an array of shape {np.shape(value)}",
+                f"{name} is not a scalar, got an array of shape {shape}",
                 allowed=f"{name} must be {allowed.allowed}",
             )
         elif not hasattr(value, "aval") and not (

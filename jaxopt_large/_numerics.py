@@ -76,9 +76,12 @@ def ema(old: Array, new: Array, decay: Scalar) -> Array:
     return decay * old + complement(decay) * new
 
 
-def bounded(x: Array) -> Array:
-    """Finite values limited to where the square is finite (1.8e19 in float32); others pass."""
-    limit = math.sqrt(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
+def bounded(x: Array, terms: int = 1) -> Array:
+    """Finite values limited to where a sum of `terms` squares is finite; others pass.
+
+    For one term that is 1.8e19 in float32.
+    """
+    limit = math.sqrt(float(jnp.finfo(x.dtype).max) / terms) * (1 - 1e-6)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
 
 

@@ -1,6 +1,6 @@
 """Different rules for different parts of the model, chosen by path."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def partition(rules: Mapping[str, AnyRule]) -> Rule:
         _check_cover(globs, paths, chosen)
         return jax.tree.structure(tree).unflatten(chosen)
 
-    by_glob: dict[Hashable, AnyRule] = dict(rules)
+    by_glob: Any = dict(rules)
     inner = optax.partition(by_glob, labels)
 
     def update(

@@ -168,7 +168,8 @@ def _rule_model(name: str) -> type[_Group]:
     """The schema of a rule, read off its signature: a new rule needs no schema of its own."""
     arguments = inspect.signature(RULES[name]).parameters
     fields: dict[str, Any] = {key: _field(key, parameter) for key, parameter in arguments.items()}
-    tag: Any = Literal.__getitem__(name)
+    literal: Any = Literal
+    tag = literal[name]
     return create_model(name, __base__=_Group, rule=(tag, ...), **fields)
 
 

@@ -92,10 +92,11 @@ def folder_text(
     train, validation = (np.frombuffer(b"\n".join(parts[k]), np.uint8) for k in ("train", "validation"))
     for part, content in (("training", train), ("validation", validation)):
         if len(content) <= context:
+            got = f"got {len(content)} bytes in {len(files)} files"
             raise DataError(
                 message(
                     "data",
-                    f"too little {part} text in {str(path)!r}, got {len(content)} bytes in {len(files)} files",
+                    f"too little {part} text in {str(path)!r}, {got}",
                     allowed=f"more than data.context = {context} bytes",
                     do=f"Add files that end in {', '.join(sorted(wanted))}",
                 )

@@ -12,6 +12,9 @@ from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage
 
 
+_TERMS = 2**20  # largest squares that the sum holds before it saturates
+
+
 class ScaleByAdagradState(NamedTuple):
     """State of Adagrad."""
 
@@ -79,7 +82,7 @@ def _ranges(initial: Scalar, eps: Scalar) -> dict[str, tuple[Scalar, Range]]:
 def _stage(initial: Scalar, eps: Scalar) -> Stage:
     def step(scalars: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
         del scalars, p
-        g = bounded(g)
+        g = bounded(g, _TERMS)
         total = fields["sum_of_squares"] + jnp.square(g)
         total = jnp.minimum(total, jnp.finfo(g.dtype).max)  # a sum that overflowed stays usable
         update = divide(g, jnp.sqrt(total + like(eps, g)))

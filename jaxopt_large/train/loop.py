@@ -141,14 +141,16 @@ class _Run:
             self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
-            if self.one_at_a_time:
-                jax.block_until_ready((self.params, self.state))
             if waiting is not None:  # one step behind, so that the device never waits for the host
                 self._report(progress, *waiting)
             waiting = (self.at.step, metrics)
-            if self.at.step % train.eval_every == 0 or self.at.step == train.steps:
+            pause = self.at.step % train.eval_every == 0 or self.at.step == train.steps
+            if self.one_at_a_time:
+                jax.block_until_ready((self.params, self.state))
+            if self.one_at_a_time or pause:
                 self._report(progress, *waiting)
                 waiting = None
+            if pause:
                 self._evaluate(progress)
             self.at.seconds = seconds + time.monotonic() - began
             if self.at.step % train.checkpoint_every == 0 or self.at.step == train.steps:

@@ -1,0 +1,53 @@
+"""Strict settings for every test: 8 simulated devices, no implicit promotion, warnings are errors."""
+
+import contextlib
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+with install_import_hook("jaxopt_large", "beartype.beartype"):  # shapes and types of every call
+    import jaxopt_large
+    import jaxopt_large._api
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def x64():
+    enable = getattr(jax, "enable_x64", None)
+    if enable is None or not callable(enable):
+        from jax.experimental import enable_x64 as enable
+    with enable(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    from jaxopt_large._compat import make_mesh
+
+    return make_mesh((8,), ("data",))
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace):
+    import tempfile
+
+    import jax.numpy as jnp
+    import optax
+
+    doctest_namespace.update(jl=jaxopt_large, jax=jax, jnp=jnp, optax=optax, os=os, tempfile=tempfile)
+
+
+@pytest.fixture
+def quiet_console():
+    from rich.console import Console
+
+    with open(os.devnull, "w") as nowhere, contextlib.closing(nowhere):
+        yield Console(file=nowhere)

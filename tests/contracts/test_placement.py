@@ -1,0 +1,223 @@
+"""Placement: sharded equals unsharded, each state leaf lives once, a step compiles once."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxopt_large as jl
+from jaxopt_large._compat import make_mesh
+
+from ..catalog import RULES, every_rule, like, mixed_params
+
+_STEPS = 50
+P = PartitionSpec
+
+
+def _loss(params, x):
+    """Depends on every leaf, and averages over the rows of x."""
+    h = jnp.tanh(x @ params["dense"]["kernel"])
+    terms = [jnp.mean(jnp.square(h)), jnp.mean(x[:, :8] @ params["layers"][0][1])]
+    terms += [jnp.sum(jnp.square(p - 0.5)) for p in (params["odd"], params["scale"], params["dense"]["bias"])]
+    return sum(terms) + 0.1 * jnp.sum(jnp.square(params["layers"][0])) + jnp.sum(params["empty"])
+
+
+def _data():
+    return jnp.asarray(np.random.default_rng(7).normal(size=(16, 16)), jnp.float32)
+
+
+def _guarded(case):
+    return jl.skip_nonfinite(optax.chain(jl.clip_by_global_norm(1.0), case.rule()))
+
+
+def _step(rule, traces):
+    def step(params, state, x):
+        traces.append(1)
+        updates, state = rule.update(jax.grad(_loss)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def _unsharded(case):
+    rule, params = _guarded(case), mixed_params()
+    step, state = jax.jit(_step(rule, [])), rule.init(params)
+    for _ in range(_STEPS):
+        params, state = step(params, state, _data())
+    return params
+
+
+def _close(got, expected):
+    def compare(a, b):
+        b = np.asarray(b)
+        np.testing.assert_allclose(np.asarray(a), b, rtol=1e-6, atol=1e-6 * max(1.0, float(np.max(np.abs(b), initial=0))))
+
+    jax.tree.map(compare, got, expected)
+
+
+def _lives_once(state, devices):
+    """Bytes over all devices are those of the leaf, padding aside; scalars are replicated."""
+    for leaf, cut, shape in zip(
+        jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True
+    ):
+        held = sum(s.data.size for s in leaf.addressable_shards)
+        if int(np.prod(shape)) <= 1 and cut is None:
+            continue
+        padded = int(np.prod(cut.padded_shape(shape))) if cut else int(np.prod(shape))
+        assert held == padded, shape
+        assert padded <= int(np.prod(shape)) + devices * int(np.prod(shape)) / max(1, cut.size if cut else 1)
+
+
+@pytest.mark.compat
+@every_rule
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_jit_equals_unsharded(case, axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    rule, traces = jl.zero(_guarded(case), mesh, axis="data"), []
+    params = jax.device_put(mixed_params(), NamedSharding(mesh, P()))
+    x = jax.device_put(_data(), NamedSharding(mesh, P("data")))
+    state = rule.init(params)
+    shardings = jl.state_shardings(rule, params)
+    jax.tree.map(lambda leaf, s: leaf.sharding == s or pytest.fail(f"{leaf.sharding} {s}"), state, shardings)
+    _lives_once(state, 8)
+    step = jax.jit(_step(rule, traces), donate_argnums=(0, 1))
+    for _ in range(_STEPS):
+        old = [leaf for leaf in jax.tree.leaves((params, state)) if leaf.size]
+        params, state = jax.block_until_ready(step(params, state, x))
+        assert all(leaf.is_deleted() for leaf in old)
+    assert len(traces) == 1
+    if axis_type == AxisType.Auto:
+        assert step._cache_size() == 1
+    _lives_once(state, 8)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+    _close(params, _unsharded(case))
+
+
+@pytest.mark.compat
+@every_rule
+def test_pmap_equals_unsharded(case):
+    rule, traces = jl.zero(_guarded(case), axis_name="data"), []
+    params = jax.pmap(lambda p, _: p, in_axes=(None, 0))(mixed_params(), jnp.arange(8))
+    state = jax.pmap(rule.init, axis_name="data")(params)
+    step = jax.pmap(_step(rule, traces), axis_name="data", donate_argnums=(0, 1))
+    x = _data().reshape(8, 2, 16)
+    for _ in range(_STEPS):
+        params, state = jax.block_until_ready(step(params, state, x))
+    assert len(traces) == 1
+    expected = _unsharded(case)
+    for device in (0, 7):
+        _close(jax.tree.map(lambda p, d=device: np.asarray(p)[d], params), expected)
+    for leaf, cut, shape in zip(
+        jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True
+    ):
+        assert leaf.shape[0] == 8
+        if cut is not None:  # eight shares make the leaf and its padding, and no more
+            assert leaf.size == int(np.prod(cut.padded_shape(shape)))
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {"kernel": P(None, "model"), "layers": P(None, "data", "model"), "odd": P()},
+        {"kernel": P("model"), "layers": P(None, None, "model"), "odd": P()},
+    ],
+    ids=["fsdp and tensor", "tensor"],
+)
+def test_parameters_come_back_in_the_layout_they_came_in(specs):
+    mesh = make_mesh((4, 2), ("data", "model"))
+    params = jax.device_put(mixed_params(), NamedSharding(mesh, P()))
+    params["dense"]["kernel"] = jax.device_put(params["dense"]["kernel"], NamedSharding(mesh, specs["kernel"]))
+    params["layers"][0] = jax.device_put(params["layers"][0], NamedSharding(mesh, specs["layers"]))
+    case = RULES[5]
+    rule = jl.zero(_guarded(case), mesh, axis="data")
+    state, before = rule.init(params), jax.tree.map(lambda p: p.sharding, params)
+    step = jax.jit(_step(rule, []))
+    for _ in range(_STEPS):
+        params, state = jax.block_until_ready(step(params, state, _data()))
+    jax.tree.map(lambda p, s: p.sharding.is_equivalent_to(s, p.ndim) or pytest.fail(str(p.sharding)), params, before)
+    mu = state.inner.inner[1][0].mu
+    assert mu["dense"]["kernel"].addressable_shards[0].data.size == 16 * 24 // 8
+    assert mu["layers"][0].addressable_shards[0].data.size == 4 * 8 * 16 // 8
+    _close(params, _unsharded(case))
+
+
+def test_elementwise_rules_are_bit_for_bit_equal_given_equal_gradients(mesh8):
+    for case in RULES:
+        plain, sharded, params = case.rule(), jl.zero(case.rule(), mesh8, axis="data"), mixed_params()
+        a, b = plain.init(params), sharded.init(jax.device_put(params, NamedSharding(mesh8, P())))
+        for seed in range(3):
+            grads = like(params, seed)
+            u, a = jax.jit(plain.update)(grads, a, params)
+            v, b = jax.jit(sharded.update)(grads, b, params)
+            jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), u, v)
+
+
+def test_init_allocates_shares_only(mesh8):
+    params = jax.device_put({"w": jnp.ones((1024, 64))}, NamedSharding(mesh8, P()))
+    state = jl.zero(jl.adam(1e-3), mesh8, axis="data").init(params)
+    shards = state.inner[0].mu["w"].addressable_shards
+    assert {s.data.shape for s in shards} == {(128, 64)}
+    assert len({s.device for s in shards}) == 8
+
+
+def test_blocks_of_the_last_axis_and_layer_axes_stay_whole():
+    from jaxopt_large.placement._cuts import choose_cut
+
+    assert choose_cut((8, 128, 512), 8).dim == 1  # neither the layers nor the last axis
+    assert choose_cut((50257, 768), 8).dim == 1  # the one that divides
+    assert choose_cut((128, 4096), 8).dim == 0
+    assert choose_cut((7, 9), 8).padded == 8
+    assert choose_cut((), 8).padded == 8
+    assert choose_cut((0, 3), 8) is None
+
+
+def test_state_shardings_of_plain_rules_follow_the_parameters(mesh8):
+    params = {"w": jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh8, P("data")))}
+    got = jl.state_shardings(jl.adamw(1e-3), params)
+    assert got[0].mu["w"] == NamedSharding(mesh8, P("data"))
+    assert got[0].count.spec == P()
+    state = jax.jit(jl.adamw(1e-3).init, out_shardings=got)(params)
+    assert state[0].nu["w"].addressable_shards[0].data.shape == (1, 4)
+
+
+def test_state_shardings_find_zero_inside_chains_and_groups(mesh8):
+    shape = jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=NamedSharding(mesh8, P()))
+    params = {"a": shape, "b": shape}
+    rule = optax.chain(jl.partition({"a": jl.zero(jl.adam(1e-3), mesh8, "data"), "b": jl.lion(1e-3)}))
+    got = jl.state_shardings(rule, params)
+    specs = [s.spec for s in jax.tree.leaves(got)]
+    assert sorted(map(str, specs)) == sorted(map(str, [P(), P("data"), P("data"), P()]))
+
+
+def test_gradients_that_differ_between_devices_are_averaged():
+    rule = jl.zero(jl.sgd(1.0), axis_name="i")
+    grads = jnp.arange(8.0)[:, None] * jnp.ones((8, 3))
+    state = jax.pmap(rule.init, axis_name="i")(grads)
+    updates, _ = jax.pmap(rule.update, axis_name="i")(grads, state)
+    np.testing.assert_array_equal(np.asarray(updates), -3.5 * np.ones((8, 3)))
+
+
+@pytest.mark.compat
+def test_errors(mesh8):
+    params = {"w": jnp.ones((8, 8))}
+    with pytest.raises(ValueError, match=r"zero: axis is not in the mesh, got 'model'; the axes are 'data' \(8\)"):
+        jl.zero(jl.adam(1e-3), mesh8, axis="model")
+    with pytest.raises(TypeError, match="a mesh and an axis under jit, or axis_name alone"):
+        jl.zero(jl.adam(1e-3))
+    with pytest.raises(TypeError, match="a mesh and an axis under jit, or axis_name alone"):
+        jl.zero(jl.adam(1e-3), mesh8, "data", axis_name="data")
+    with pytest.raises(ValueError, match="axis_name is not a mapped axis here, got 'data'"):
+        jl.zero(jl.adam(1e-3), axis_name="data").init(params)
+    other = make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    placed = jax.device_put(params, NamedSharding(other, P()))
+    with pytest.raises(ValueError, match="a parameter lives on another mesh, .data=4. at w"):
+        jl.zero(jl.adam(1e-3), mesh8, axis="data").init(placed)
+    state = jl.zero(jl.adam(1e-3), other, axis="data").init(placed)
+    with pytest.raises(ValueError, match="the state was made for another mesh, .data=4."):
+        jl.zero(jl.adam(1e-3), mesh8, axis="data").update(params, state, params)
+    with pytest.raises(ValueError, match="cannot tell how a state leaf .* at v_row/w"):
+        jl.zero(optax.scale_by_factored_rms(min_dim_size_to_factor=4), mesh8, axis="data").init(params)

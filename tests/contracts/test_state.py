@@ -1,0 +1,160 @@
+"""State: fixed by init, donated from the first step, the same in a loop, a scan and a chain."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_large as jl
+
+from ..catalog import every_rule, every_variant, like, mixed_params
+
+
+def _signature(tree):
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(x.shape, x.dtype, x.weak_type) for x in leaves]
+
+
+def _same_bits(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(_bits(x), _bits(y)), a, b)
+
+
+def _bits(x):
+    x = np.asarray(x)
+    return x.view(np.uint8) if x.ndim and x.size else x.tobytes()
+
+
+@pytest.mark.compat
+@every_variant
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_structure_shapes_and_dtypes_are_fixed_by_init(case, dtype):
+    params = mixed_params(dtype)
+    for rate in (case.rate, lambda count: 0.1 / (1 + count.astype(jnp.float32))):
+        rule = case.rule(rate)
+        state = rule.init(params)
+        updates, new = rule.update(like(params, 0), state, params)
+        assert _signature(new) == _signature(state)
+        assert _signature(jax.eval_shape(rule.init, params))[0] == jax.tree.structure(state)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.compat
+@every_rule
+def test_a_jitted_step_compiles_once_and_donates_everything_from_step_one(case):
+    rule, traces = case.rule(lambda count: 0.01), []
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        traces.append(1)
+        updates, state = rule.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = mixed_params()
+    grads = like(params, 0)
+    state = rule.init(params)
+    for _ in range(3):
+        old = [x for x in jax.tree.leaves((params, state)) if x.size]
+        params, state = step(params, state, grads)
+        assert all(x.is_deleted() for x in old)
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+
+
+@pytest.mark.compat
+@every_rule
+def test_scan_equals_a_python_loop_bit_for_bit(case):
+    rule, params = case.rule(lambda count: 0.01 / (1.0 + count.astype(jnp.float32))), mixed_params()
+    grads = [like(params, seed) for seed in range(4)]
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = rule.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    looped = (params, rule.init(params))
+    jitted = jax.jit(lambda carry, g: step(carry, g)[0])
+    for g in grads:
+        looped = jitted(looped, g)
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *grads)
+    scanned, _ = jax.jit(lambda c, g: jax.lax.scan(step, c, g))((params, rule.init(params)), stacked)
+    _same_bits(looped, scanned)
+
+
+@every_rule
+def test_works_inside_optax_chain_multi_steps_and_inject_hyperparams(case):
+    params = mixed_params()
+
+    def final(rule, repeat=1):
+        state, now = rule.init(params), params
+        for seed in range(3):
+            for _ in range(repeat):
+                updates, state = rule.update(like(params, seed), state, now)
+                now = optax.apply_updates(now, updates)
+        return now
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's wrappers need it
+        expected = final(case.rule())
+        chained = final(optax.chain(optax.identity(), case.rule()))
+        repeated = final(optax.MultiSteps(case.rule(), every_k_schedule=2).gradient_transformation(), repeat=2)
+        injected = final(optax.inject_hyperparams(case.ours)(case.rate, **case.settings))
+    for got in (chained, repeated, injected):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_inject_hyperparams_with_low_precision_parameters_stays_finite(case, dtype):
+    """FACTS A3: b2 = 0.999 arrives as 1.0, and optax's update is NaN."""
+    params = like({"w": jnp.zeros((4, 4), dtype)}, 0)
+    rule = optax.inject_hyperparams(case.ours)(case.rate, **case.settings)
+    with jax.numpy_dtype_promotion("standard"):
+        state = rule.init(params)
+        for grads in (params, {"w": jnp.zeros((4, 4), dtype)}, params):
+            updates, state = rule.update(grads, state, params)
+            assert bool(jnp.all(jnp.isfinite(updates["w"])))
+            assert float(jnp.max(jnp.abs(updates["w"]))) <= 1.0
+
+
+@every_rule
+def test_rules_compose_with_each_other_and_with_optax(case):
+    params = {"head": jnp.ones((3,)), "body": {"w": jnp.ones((2, 3))}}
+    rule = optax.chain(
+        jl.clip_by_global_norm(1.0),
+        jl.skip_nonfinite(jl.partition({"head": jl.freeze(), "*": case.rule()})),
+    )
+    state = rule.init(params)
+    updates, state = rule.update(like(params, 0), state, params)
+    moved = optax.apply_updates(params, updates)
+    _same_bits(moved["head"], params["head"])
+    assert bool(jnp.any(moved["body"]["w"] != params["body"]["w"]))
+
+
+def test_empty_trees():
+    for tree in ({}, [], None, {"a": None}):
+        rule = optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(jl.adamw(1e-3)))
+        updates, _ = rule.update(tree, rule.init(tree), tree)
+        assert updates == tree
+
+
+@pytest.mark.parametrize("leaves", [10, 100])
+def test_leaves_of_equal_shape_share_one_traced_function(leaves):
+    """The step of a rule on n equal leaves has n calls, and one body."""
+    params = {f"layer_{i}": jnp.ones((4, 4)) for i in range(leaves)}
+    rule = jl.adamw(1e-3)
+    jaxpr = jax.make_jaxpr(rule.update)(params, rule.init(params), params)
+    calls = [e for e in jaxpr.eqns if "jaxpr" in e.params]
+    bodies = {id(e.params["jaxpr"].jaxpr) for e in calls if str(e.params.get("name")) != "_where"}
+    assert len(jaxpr.eqns) <= leaves + 25
+    assert len(bodies) <= 5
+
+
+def test_states_use_the_field_names_of_optax():
+    params = {"w": jnp.ones((2,))}
+    assert jl.adam(1e-3).init(params)[0]._fields == ("count", "mu", "nu")
+    assert jl.sgd(1e-3, momentum=0.9).init(params)[0]._fields == ("trace",)
+    assert jl.adagrad(1e-3).init(params)[0]._fields == ("sum_of_squares",)
+    assert jl.rmsprop(1e-3).init(params)[0].nu is not None
+    assert optax.tree_utils.tree_get(jl.lion(1e-3).init(params), "mu") is not None
