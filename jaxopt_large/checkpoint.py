@@ -1,7 +1,7 @@
 """Checkpoints that say so when they are damaged.
 
 A checkpoint is a folder: the arrays as orbax writes them, and a manifest with each array's path, shape,
-dtype and checksum and each file's size. It is written aside and takes its name in one rename, so that
+dtype and checksum, and each file's size and CRC. It is written aside and takes its name in one rename, so that
 a folder of that name is always whole. Arrays are written in their logical shape: nothing in a
 checkpoint depends on the devices that held it, and the checksum of a sharded array is that of the array.
 """
@@ -25,6 +25,8 @@ from .placement.logical import repadded, unpadded, unpadded_like
 
 _FORMAT, _VERSION = "jaxopt_large checkpoint", 1
 _MANIFEST, _ARRAYS = "manifest.json", "arrays"
+_CHUNK = 2**20  # bytes of a file read at a time
+_SEED = 0x9E3779B9  # of the checksum: a zero at index 0 must count
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # bytes of an element -> its bits
 
 
@@ -86,7 +88,7 @@ def save(
                 for name, x in arrays.items()
             },
             "files": {
-                f.relative_to(aside).as_posix(): f.stat().st_size
+                f.relative_to(aside).as_posix(): {"bytes": f.stat().st_size, "crc32": _crc32(f)}
                 for f in sorted(aside.rglob("*"))
                 if f.is_file()
             },
@@ -105,7 +107,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
       path: a folder that `save` made.
       like: a tree of the structure, shapes and dtypes saved; arrays, or `jax.ShapeDtypeStruct`s with a
         sharding. NumPy arrays and numbers come back as such. Their values are not used.
-      verify: compare checksums.
+      verify: compare the arrays' checksums; files are checked in any case.
 
     Returns:
       A tree like `like`, on its devices.
@@ -123,7 +125,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
     arrays = _read_arrays(source / _ARRAYS, {n: x for n, x in targets.items() if x.size})
     for name, x in targets.items():
         if not x.size:
-            arrays[name] = jnp.zeros(x.shape, x.dtype)
+            arrays[name] = jnp.zeros(x.shape, x.dtype, device=getattr(x, "sharding", None))
     if verify:
         _check_sums(source, manifest["arrays"], _checksums(arrays))
     logical = unpadded_like(like)
@@ -160,7 +162,9 @@ def _plain(x: Any) -> Any:
         return x
     if isinstance(x, jax.Array):
         return jax.random.key_data(x) if _is_key(x) else x
-    return np.asarray(x)
+    x = np.asarray(x)
+    # without x64 JAX would cut 64 bits down to 32
+    return x.reshape(*x.shape, 1).view(np.uint32) if x.dtype.itemsize == 8 else x
 
 
 def _is_key(x: Any) -> TypeGuard[jax.Array]:
@@ -171,7 +175,9 @@ def _as_before(x: Array, like: Any) -> Any:
     """The restored array as the kind of thing that `like` is."""
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
-    return np.asarray(x) if isinstance(like, np.ndarray) else type(like)(np.asarray(x).item())
+    host = np.asarray(like)
+    value = np.asarray(x).view(host.dtype).reshape(host.shape)
+    return value if isinstance(like, np.ndarray) else type(like)(value.item())
 
 
 def _check_same(source: Path, saved: dict[str, Any], targets: dict[str, Any]) -> None:
@@ -222,7 +228,7 @@ def _checksum(x: Array) -> UInt32[Array, "2"]:
     """
     x = x.astype(jnp.uint8) if x.dtype == bool else x
     words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.full(words.shape, words.ndim, jnp.uint32)
+    place = jnp.full(words.shape, _SEED + words.ndim, jnp.uint32)
     for dim in range(words.ndim):
         place = _mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim))
     once = _mix(words ^ place)
@@ -324,20 +330,29 @@ def _read_manifest(source: Path) -> dict[str, Any]:
     return content
 
 
-def _check_files(source: Path, sizes: dict[str, int]) -> None:
+def _check_files(source: Path, files: dict[str, dict[str, int]]) -> None:
     problems = Problems("restore")
-    for name, size in sizes.items():
+    for name, saved in files.items():
         file = source / name
-        got = file.stat().st_size if file.is_file() else None
-        if got is None:
-            problems.add(f"a file is missing, {str(file)!r}", do="Restore an earlier checkpoint")
-        elif got != size:
-            problems.add(
-                f"a file is truncated or damaged, {str(file)!r} has {got} bytes",
-                allowed=f"{size} were written",
-                do="Restore an earlier checkpoint",
-            )
+        size = file.stat().st_size if file.is_file() else None
+        again = "Restore an earlier checkpoint"
+        if size is None:
+            problems.add(f"a file is missing, {str(file)!r}", do=again)
+        elif size != saved["bytes"]:
+            wrong = f"a file is truncated or damaged, {str(file)!r} has {size} bytes"
+            problems.add(wrong, allowed=f"{saved['bytes']} were written", do=again)
+        elif jax.process_count() == 1 and _crc32(file) != saved["crc32"]:
+            # many processes need not read all files: the arrays' checksums find the damage too
+            problems.add(f"a file is damaged, {str(file)!r}", do=again)
     problems.raise_if_any(CheckpointError)
+
+
+def _crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _sync_to_disk(folder: Path) -> None:

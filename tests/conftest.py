@@ -9,7 +9,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-with install_import_hook("jaxopt_large", "beartype.beartype"):  # shapes and types of every call
+from . import typechecker as typechecker  # the hook looks it up by name
+
+with install_import_hook("jaxopt_large", "tests.typechecker.checked"):  # shapes and types of every call
     import jaxopt_large
     import jaxopt_large._api
 

@@ -100,7 +100,7 @@ def adam(
 
     >>> rule = jl.adam(0.5, eps=0.0)
     >>> updates, state = rule.update(jnp.float32(1e-12), rule.init(jnp.float32(0.0)))
-    >>> float(updates)  # the first step has the size of the learning rate
+    >>> round(float(updates), 6)  # the first step has the size of the learning rate
     -0.5
     """
     check_hyperparameters("adam", learning_rate=(learning_rate, RATE), **_ranges(b1, b2, eps, eps_root))

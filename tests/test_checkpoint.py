@@ -1,0 +1,202 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxopt_large as jl
+from jaxopt_large._compat import make_mesh
+
+from .catalog import every_rule, like, mixed_params
+
+pytest.importorskip("orbax.checkpoint")
+P = PartitionSpec
+
+
+def _mesh(devices):
+    return make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+
+
+def _run(devices, case=None, steps=2):
+    mesh = _mesh(devices)
+    inner = case.rule() if case else jl.adamw(0.1)
+    rule = jl.zero(optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(inner)), mesh, axis="data")
+    params = jax.device_put(mixed_params(), NamedSharding(mesh, P()))
+    state = rule.init(params)
+    for seed in range(steps):
+        updates, state = jax.block_until_ready(jax.jit(rule.update)(like(params, seed), state, params))
+    return rule, params, state
+
+
+def _whole(state):
+    """Leaves on the host, padding removed."""
+    return [
+        np.asarray(x) if cut is None else np.asarray(cut.unpad(jnp.asarray(np.asarray(x)), shape))
+        for x, cut, shape in zip(jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint written on 8 devices, and what it holds."""
+    path = tmp_path_factory.mktemp("saved") / "step_1"
+    _, params, state = _run(8)
+    tree = {"params": params, "state": state, "key": jax.random.key(3), "n": 7, "host": np.arange(3)}
+    jl.save(path, tree, metadata={"position": 12})
+    return path, tree
+
+
+def _copy(saved, tmp_path):
+    return Path(shutil.copytree(saved[0], tmp_path / "copy")), saved[1]
+
+
+def test_round_trip_bit_for_bit(saved):
+    path, tree = saved
+    back = jl.restore(path, tree)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        assert getattr(a, "sharding", None) == getattr(b, "sharding", None)
+    assert (back["n"], type(back["host"])) == (7, np.ndarray)
+    assert jl.read_metadata(path) == {"position": 12}
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+def test_restores_on_another_number_of_devices(saved, devices):
+    path, tree = saved
+    rule, params, state = _run(devices, steps=0)
+    back = jl.restore(path, {**tree, "params": params, "state": state})
+    for a, b in zip(_whole(back["state"]), _whole(tree["state"]), strict=True):
+        assert a.tobytes() == b.tobytes()
+    jax.tree.map(lambda x, y: x.sharding == y.sharding or pytest.fail(str(x.sharding)), back["state"], state)
+    jax.block_until_ready(rule.update(like(params, 0), back["state"], params))
+
+
+@every_rule
+def test_every_rules_state_goes_to_disk_and_back(case, tmp_path):
+    rule, params = case.rule(lambda count: 0.1), mixed_params(jnp.bfloat16)
+    _, state = rule.update(like(params, 0), rule.init(params), params)
+    jl.save(tmp_path / "c", {"params": params, "state": state})
+    back = jl.restore(tmp_path / "c", {"params": params, "state": rule.init(params)})
+    for a, b in zip(jax.tree.leaves(back["state"]), jax.tree.leaves(state), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_checksum_sees_every_bit_and_every_swap():
+    from jaxopt_large.checkpoint import _checksums
+
+    def checksum(x):
+        return _checksums({"x": jnp.asarray(x)})["x"]
+
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    seen = {checksum(base)}
+    for bit in range(32):
+        flipped = base.copy()
+        flipped.view(np.uint32)[2, 3] ^= np.uint32(1 << bit)
+        seen.add(checksum(flipped))
+    swapped = base.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    seen |= {checksum(swapped), checksum(base.T), checksum(base.reshape(6, 4)), checksum(base.ravel())}
+    seen |= {checksum(np.zeros(n, np.float32)) for n in (1, 2, 3)}
+    assert len(seen) == 1 + 32 + 4 + 3
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.int8, jnp.uint8, bool, jnp.int32):
+        assert checksum(np.zeros(4, dtype)) != checksum(np.array([0, 0, 1, 0], dtype))
+
+
+def test_the_checksum_does_not_depend_on_the_devices(mesh8):
+    from jaxopt_large.checkpoint import _checksums
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)), jnp.float32)
+    spread = jax.device_put(x, NamedSharding(mesh8, P(None, "data")))
+    assert _checksums({"x": x}) == _checksums({"x": spread})
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(saved, tmp_path):
+    """orbax alone restores wrong values without a word."""
+    path, tree = _copy(saved, tmp_path)
+    files = [f for f in sorted(path.rglob("*")) if f.is_file()]
+    assert len(files) > 5
+    for file in files:
+        content = file.read_bytes()
+        for place in {len(content) // 2, len(content) - 1}:
+            broken = bytearray(content)
+            broken[place] ^= 4
+            file.write_bytes(broken)
+            with pytest.raises(jl.CheckpointError) as caught:
+                jl.restore(path, tree)
+            assert str(file) in str(caught.value)
+        file.write_bytes(content)
+    jl.restore(path, tree)
+
+
+def test_a_value_that_changed_under_a_valid_file_is_found(saved, tmp_path):
+    """As when memory flips a bit before the file is written: only the array's checksum can tell."""
+    path, tree = _copy(saved, tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["content"]["arrays"]["params/odd"]["checksum"] = "0" * 16
+    from jaxopt_large.checkpoint import _write_manifest
+
+    _write_manifest(path / "manifest.json", manifest["content"])
+    with pytest.raises(jl.CheckpointError, match="its checksum does not fit, got .* at params/odd"):
+        jl.restore(path, tree)
+    jl.restore(path, tree, verify=False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "longer"])
+def test_files_of_another_size_are_named(saved, tmp_path, damage):
+    path, tree = _copy(saved, tmp_path)
+    file = max((f for f in (path / "arrays").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-10] if damage == "truncated" else content + b"x")
+    with pytest.raises(jl.CheckpointError, match="missing" if damage == "missing" else "truncated") as caught:
+        jl.restore(path, tree)
+    assert str(file) in str(caught.value)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint, got"):
+        jl.restore(tmp_path / "none", {})
+    with pytest.raises(jl.CheckpointError, match=r"not a checkpoint of jaxopt_large: it has no manifest.json"):
+        jl.restore(tmp_path, {})
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(jl.CheckpointError, match=r"manifest.json' is damaged"):
+        jl.restore(tmp_path, {})
+
+
+def test_a_newer_format_is_refused(saved, tmp_path):
+    path, tree = _copy(saved, tmp_path)
+    from jaxopt_large.checkpoint import _read_manifest, _write_manifest
+
+    _write_manifest(path / "manifest.json", {**_read_manifest(path), "version": 99})
+    with pytest.raises(jl.CheckpointError, match="of another format, got .* version 99; .* up to version 1"):
+        jl.restore(path, tree)
+
+
+def test_another_model_is_named_leaf_by_leaf(saved):
+    path, tree = saved
+    other = {**tree, "params": {**tree["params"], "odd": jnp.zeros((3, 6)), "extra": jnp.zeros(2)}}
+    with pytest.raises(ValueError, match="belongs to another model") as caught:
+        jl.restore(path, other)
+    text = str(caught.value)
+    assert "has no array at params/extra" in text
+    assert "has float32[3, 5], asked for float32[3, 6] at params/odd" in text
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    jl.save(tmp_path / "c", {"w": jnp.zeros(2)})
+    with pytest.raises(FileExistsError, match="something is there already"):
+        jl.save(tmp_path / "c", {"w": jnp.ones(2)})
+    jl.save(tmp_path / "c", {"w": jnp.ones(2)}, overwrite=True)
+    assert jl.restore(tmp_path / "c", {"w": jnp.zeros(2)})["w"].tolist() == [1.0, 1.0]
+    assert [f.name for f in tmp_path.iterdir()] == ["c"]
