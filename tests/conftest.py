@@ -37,16 +37,6 @@ def mesh8():
     return make_mesh((8,), ("data",))
 
 
-@pytest.fixture(autouse=True)
-def _doctest_names(doctest_namespace):
-    import tempfile
-
-    import jax.numpy as jnp
-    import optax
-
-    doctest_namespace.update(jl=jaxopt_large, jax=jax, jnp=jnp, optax=optax, os=os, tempfile=tempfile)
-
-
 @pytest.fixture
 def quiet_console():
     from rich.console import Console

@@ -12,6 +12,9 @@ from ._yaml import ConfigError, Location, Source, dump, read
 from .schema import Config
 
 
+_ALIKE = 0.5  # how close an unknown key must come to a known one to be taken for it
+
+
 def load(path: str | os.PathLike[str], overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads a run's configuration.
 
@@ -68,7 +71,7 @@ def _describe(source: Source, error: Any) -> str:
     reason = error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         reason, got = "unknown key", location[-1]
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=_ALIKE)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}"
     elif kind == "missing":
         return f"{source.place(location)}: {_dotted(location)}: missing"
@@ -105,10 +108,7 @@ def _in_file(source: Source, location: Location) -> tuple[Location, list[str]]:
             values = values[part] if inside else None
             model = _member(fields[part].annotation) if part in fields else model
         else:
-            chosen = _tagged(model, part)
-            if chosen is None and part == location[-1]:
-                cleaned.append(part)
-            model = chosen or model
+            model = _tagged(model, part) or model
         if isinstance(model, type) and issubclass(model, BaseModel) and part != location[-1]:
             known = list(model.model_fields)
     return tuple(cleaned), known
@@ -141,7 +141,9 @@ def _tagged(union: Any, tag: Any) -> Any:
 
 
 def _plain(reason: str) -> str:
-    return reason.replace("Input should be", "must be").replace("valid ", "")
+    return (
+        reason.replace("Input should be", "must be").replace("a valid integer", "an integer").replace("valid ", "")
+    )
 
 
 def _dotted(location: Location) -> str:

@@ -6,7 +6,7 @@ import math
 import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
 from ..rules import adagrad, adam, gradient_descent, lion, rmsprop, sgd
 
@@ -152,11 +152,20 @@ class InverseSqrt(_Group):
 Schedule = Annotated[WarmupCosine | WarmupStableDecay | InverseSqrt, Field(discriminator="schedule")]
 
 
+def _kind_of_rate(value: Any) -> str:
+    return "scheduled" if isinstance(value, dict | _Group) else "number"
+
+
+_NUMBER_OR_SCHEDULE = Annotated[
+    Annotated[Rate, Tag("number")] | Annotated[Schedule, Tag("scheduled")], Discriminator(_kind_of_rate)
+]
+
+
 def _field(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
     """The type and default of one argument of a rule."""
     default = parameter.default
     if name == "learning_rate":
-        return (Rate | Schedule, ...)
+        return (_NUMBER_OR_SCHEDULE, ...)
     if name == "mask" or name.endswith("_dtype"):  # a glob of the leaves that decay; a dtype's name
         return (str | None, None)
     if isinstance(default, bool):

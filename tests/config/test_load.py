@@ -1,0 +1,227 @@
+"""Configurations: every problem at once, with its line; overrides; what comes out."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_large.config import ConfigError, build, load, to_yaml
+
+_GOOD = """\
+name: test
+data: {kind: stdlib, context: 16}
+model:
+  kind: transformer
+  layers: 2
+  width: 16
+  heads: 2
+optimizer:
+  clip: 1.0
+  groups:
+    "*":
+      rule: adamw
+      learning_rate: 3e-4
+      b1: 0.9
+placement:
+  mesh: {data: 4}
+  zero: data
+train:
+  steps: 10
+  batch: 8
+"""
+
+
+def _load(tmp_path, text=_GOOD, overrides=()):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return load(file, overrides)
+
+
+def _line(text):
+    """The line of _GOOD on which `text` stands."""
+    return 1 + next(i for i, line in enumerate(_GOOD.splitlines()) if text in line)
+
+
+def test_scientific_notation_is_a_number(tmp_path):
+    config = _load(tmp_path)
+    assert config.optimizer.groups["*"].learning_rate == 3e-4
+    assert _load(tmp_path, overrides=["optimizer.groups.*.learning_rate=1E-3"]).optimizer.groups[
+        "*"
+    ].learning_rate == pytest.approx(1e-3)
+
+
+def test_defaults_are_filled_in_and_what_is_written_reads_back(tmp_path):
+    config = _load(tmp_path)
+    assert (config.seed, config.train.accumulate, config.optimizer.groups["*"].b2) == (0, 1, 0.999)
+    assert _load(tmp_path, to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  heads: 2", "  heads: 2\n  headz: 2", "{line+1}: model.headz: unknown key (got 'headz'); did you mean 'heads'?"),
+        ("  steps: 10", "  stepps: 10\n  steps: 10", "{line}: train.stepps: unknown key (got 'stepps'); did you mean 'steps'?"),
+        ("name: test", "name: test\ntrian: {}", "{line+1}: trian: unknown key (got 'trian'); did you mean 'train'?"),
+        ("      b1: 0.9", "      beta1: 0.9", "{line}: optimizer.groups.*.beta1: unknown key (got 'beta1'); did you mean 'b1'?"),
+        ("  layers: 2", "  layers: two", "{line}: model.layers: must be an integer (got 'two')"),
+        ("  layers: 2", "  layers: 0", "{line}: model.layers: must be greater than or equal to 1 (got 0)"),
+        ("  steps: 10", '  steps: "10"', "{line}: train.steps: must be an integer (got '10')"),
+        ("  batch: 8", "  batch: 6", "{line}: train.batch: 6 is not divisible by 4 (4 devices along 'data' x 1 accumulated)"),
+        ("learning_rate: 3e-4", "learning_rate: -1", "{line}: optimizer.groups.*.learning_rate: must be greater than or equal to 0 (got -1)"),
+        ("      b1: 0.9", "      b1: 1", "{line}: optimizer.groups.*.b1: b1 is out of range, got 1.0; b1 must be a number in [0, 1)."),
+        ("rule: adamw", "rule: adamww", "{line}: optimizer.groups.*.rule: must be one of gradient_descent, sgd, adagrad, rmsprop, adam, adamw, lion, freeze (got 'adamww'); did you mean 'adamw'?"),
+        ("  kind: transformer", "  kind: transfomer", "{line}: model.kind: must be one of transformer, mlp, bert, t5 (got 'transfomer'); did you mean 'transformer'?"),
+        ("  zero: data", "  zero: modle", "placement: zero: the mesh has no axis 'modle'; its axes are data"),
+        ("  kind: transformer", "  kind: transformer\n  kind: transformer", "{line+1}: model.kind: the key is there twice"),
+        ("  clip: 1.0", "  clip: -2.0", "{line}: optimizer.clip: must be greater than 0 (got -2.0)"),
+        ("  heads: 2", "  heads: 3", "model: width 16 is not divisible by twice the 3 heads"),
+        ("name: test", "name: ../test", "{line}: name: String should match pattern"),
+        ("name: test\n", "", "name: missing"),
+        ("  steps: 10", "  steps: [", "not YAML"),
+    ],
+)  # fmt: skip
+def test_each_problem_has_its_line(tmp_path, old, new, expected):
+    line = _line(old.splitlines()[0])
+    expected = expected.replace("{line+1}", str(line + 1)).replace("{line}", str(line))
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, _GOOD.replace(old, new))
+    text = str(caught.value)
+    assert expected in text, text
+    assert re.match(rf"^{re.escape(str(tmp_path / 'run.yaml'))}:\d+: ", text)
+
+
+def test_all_problems_come_at_once(tmp_path):
+    broken = _GOOD.replace("layers: 2", "layers: two").replace("steps: 10", "steps: 0").replace("heads: 2", "head: 2")
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, broken)
+    assert len(str(caught.value).splitlines()) == 4  # heads is missing as well
+
+
+def test_rules_report_all_their_settings(tmp_path):
+    broken = _GOOD.replace("      b1: 0.9", "      b1: 1.5\n      b2: 2.0\n      eps: -1.0")
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, broken)
+    assert [f"{_line('b1:') + i}: optimizer" in str(caught.value) for i in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.steps=0", "--set train.steps=0: train.steps: must be greater than or equal to 1 (got 0)"),
+        ("train.stepps=5", "--set train.stepps=5: train.stepps: unknown key (got 'stepps'); did you mean 'steps'?"),
+        ("train.steps", "--set train.steps: not of the form a.b=value"),
+        ("name.x=1", "--set name.x=1: name is not a group of settings"),
+        ("train.steps=[", "--set train.steps=[: not YAML"),
+    ],
+)
+def test_overrides_are_checked_alike(tmp_path, override, expected):
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, overrides=[override])
+    assert expected in str(caught.value)
+
+
+def test_overrides_win(tmp_path):
+    config = _load(tmp_path, overrides=["train.steps=7", "placement.mesh={data: 2}", "seed=3"])
+    assert (config.train.steps, config.placement.mesh, config.seed) == (7, {"data": 2}, 3)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "5\n"])
+def test_a_file_that_is_no_mapping(tmp_path, text):
+    with pytest.raises(ConfigError, match="not a mapping"):
+        _load(tmp_path, text)
+
+
+def test_the_rule_that_is_built(tmp_path):
+    config = _load(tmp_path, overrides=["optimizer.groups.*.mask='*kernel'", "optimizer.groups.*.weight_decay=0.5"])
+    rule, params = build(config), {"dense": {"bias": jnp.ones(4), "kernel": jnp.ones((4, 4))}}
+    state = rule.init(params)
+    assert state.layout.shares == 4
+    assert state.inner.inner[1][0].mu["dense"]["kernel"].addressable_shards[0].data.shape == (1, 4)
+    updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(np.asarray(updates["dense"]["kernel"]), -3e-4 * 0.5, rtol=1e-5)
+    assert not np.any(np.asarray(updates["dense"]["bias"]))
+
+
+def test_groups_become_a_partition(tmp_path):
+    text = _GOOD.replace('    "*":', '    "*bias": {rule: freeze}\n    "*":')
+    rule, params = build(_load(tmp_path, text)), {"bias": jnp.ones(4), "w": jnp.ones((4, 4))}
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert not np.any(np.asarray(updates["bias"]))
+    assert np.all(np.asarray(updates["w"]))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("{schedule: warmup_cosine, peak: 1.0, warmup: 2}", {0: 0.0, 2: 1.0, 10: 0.0}),
+        ("{schedule: warmup_stable_decay, peak: 1.0, warmup: 2, decay: 4}", {0: 0.0, 2: 1.0, 6: 1.0, 8: 0.5, 10: 0.0}),
+        ("{schedule: inverse_sqrt, peak: 1.0, warmup: 4}", {0: 0.0, 4: 1.0, 16: 0.5}),
+    ],
+)
+def test_schedules_end_with_the_run(tmp_path, schedule, values):
+    from jaxopt_large.config._build import learning_rate
+
+    rate = learning_rate(_load(tmp_path, _GOOD.replace("3e-4", schedule)))
+    for step, expected in values.items():
+        assert float(rate(jnp.int32(step))) == pytest.approx(expected, abs=1e-6)
+
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+_PUBLISHED = {
+    "gpt2_124m": (124e6, 0.01),
+    "bert_base": (109_482_240, 0.0),
+    "t5_3b": (2_851_598_336, 0.0),
+    "gpt3_175b": (175e9, 0.01),
+}
+
+
+@pytest.mark.parametrize("file", sorted(_CONFIGS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_configuration_loads_and_says_what_to_expect(file):
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    config = load(file)
+    assert _load_again(config) == config
+
+
+def _load_again(config):
+    from jaxopt_large.config import Config
+
+    return Config.model_validate(config.model_dump())
+
+
+@pytest.mark.parametrize("name", sorted(_PUBLISHED))
+def test_large_configurations_are_planned_without_allocating(name):
+    import jaxopt_large as jl
+    from jaxopt_large.config import mesh_of
+    from jaxopt_large.models import make_model
+    from jaxopt_large.train.execution import param_shardings
+
+    config = load(_CONFIGS / f"{name}.yaml")
+    abstract = make_model(config.model).abstract()
+    published, tolerance = _PUBLISHED[name]
+    count = sum(int(np.prod(x.shape, dtype=np.int64)) for x in jax.tree.leaves(abstract))
+    assert count == pytest.approx(published, rel=tolerance, abs=0)
+    mesh = mesh_of(config.placement)
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        param_shardings(config, abstract, mesh),
+    )
+    rule = build(config, mesh=mesh)
+    shardings = jl.state_shardings(rule, params)
+    state = jax.eval_shape(rule.init, params)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    each = sum(
+        int(np.prod(s.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
+        for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    )
+    assert whole == pytest.approx(8 * count, rel=1e-3)
+    assert each <= whole / config.placement.devices * 1.01
