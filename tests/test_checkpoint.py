@@ -37,7 +37,9 @@ def _whole(state):
     """Leaves on the host, padding removed."""
     return [
         np.asarray(x) if cut is None else np.asarray(cut.unpad(jnp.asarray(np.asarray(x)), shape))
-        for x, cut, shape in zip(jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True)
+        for x, cut, shape in zip(
+            jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True
+        )
     ]
 
 
@@ -167,7 +169,9 @@ def test_files_of_another_size_are_named(saved, tmp_path, damage):
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint, got"):
         jl.restore(tmp_path / "none", {})
-    with pytest.raises(jl.CheckpointError, match=r"not a checkpoint of jaxopt_large: it has no manifest.json"):
+    with pytest.raises(
+        jl.CheckpointError, match=r"not a checkpoint of jaxopt_large: it has no manifest.json"
+    ):
         jl.restore(tmp_path, {})
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(jl.CheckpointError, match=r"manifest.json' is damaged"):

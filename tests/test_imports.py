@@ -14,7 +14,10 @@ _EXTRAS = ("orbax", "grain", "pydantic", "yaml", "tyro", "rich", "matplotlib", "
 
 def _modules_after(code):
     out = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {name.partition(".")[0] for name in out.stdout.splitlines()[-1].split()}
 

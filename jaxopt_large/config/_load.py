@@ -11,7 +11,6 @@ from ._build import build
 from ._yaml import ConfigError, Location, Source, dump, read
 from .schema import Config
 
-
 _ALIKE = 0.5  # how close an unknown key must come to a known one to be taken for it
 
 
@@ -142,7 +141,9 @@ def _tagged(union: Any, tag: Any) -> Any:
 
 def _plain(reason: str) -> str:
     return (
-        reason.replace("Input should be", "must be").replace("a valid integer", "an integer").replace("valid ", "")
+        reason.replace("Input should be", "must be")
+        .replace("a valid integer", "an integer")
+        .replace("valid ", "")
     )
 
 

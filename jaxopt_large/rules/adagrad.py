@@ -11,7 +11,6 @@ from .._numerics import bounded, divide, like
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage
 
-
 _TERMS = 2**20  # largest squares that the sum holds before it saturates
 
 

@@ -94,7 +94,11 @@ def test_each_problem_has_its_line(tmp_path, old, new, expected):
 
 
 def test_all_problems_come_at_once(tmp_path):
-    broken = _GOOD.replace("layers: 2", "layers: two").replace("steps: 10", "steps: 0").replace("heads: 2", "head: 2")
+    broken = (
+        _GOOD.replace("layers: 2", "layers: two")
+        .replace("steps: 10", "steps: 0")
+        .replace("heads: 2", "head: 2")
+    )
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, broken)
     assert len(str(caught.value).splitlines()) == 4  # heads is missing as well
@@ -111,7 +115,10 @@ def test_rules_report_all_their_settings(tmp_path):
     ("override", "expected"),
     [
         ("train.steps=0", "--set train.steps=0: train.steps: must be greater than or equal to 1 (got 0)"),
-        ("train.stepps=5", "--set train.stepps=5: train.stepps: unknown key (got 'stepps'); did you mean 'steps'?"),
+        (
+            "train.stepps=5",
+            "--set train.stepps=5: train.stepps: unknown key (got 'stepps'); did you mean 'steps'?",
+        ),
         ("train.steps", "--set train.steps: not of the form a.b=value"),
         ("name.x=1", "--set name.x=1: name is not a group of settings"),
         ("train.steps=[", "--set train.steps=[: not YAML"),
@@ -140,7 +147,9 @@ def test_a_file_that_is_no_mapping(tmp_path, text):
 
 
 def test_the_rule_that_is_built(tmp_path):
-    config = _load(tmp_path, overrides=["optimizer.groups.*.mask='*kernel'", "optimizer.groups.*.weight_decay=0.5"])
+    config = _load(
+        tmp_path, overrides=["optimizer.groups.*.mask='*kernel'", "optimizer.groups.*.weight_decay=0.5"]
+    )
     rule, params = build(config), {"dense": {"bias": jnp.ones(4), "kernel": jnp.ones((4, 4))}}
     state = rule.init(params)
     assert state.layout.shares == 4
@@ -162,7 +171,10 @@ def test_groups_become_a_partition(tmp_path):
     ("schedule", "values"),
     [
         ("{schedule: warmup_cosine, peak: 1.0, warmup: 2}", {0: 0.0, 2: 1.0, 10: 0.0}),
-        ("{schedule: warmup_stable_decay, peak: 1.0, warmup: 2, decay: 4}", {0: 0.0, 2: 1.0, 6: 1.0, 8: 0.5, 10: 0.0}),
+        (
+            "{schedule: warmup_stable_decay, peak: 1.0, warmup: 2, decay: 4}",
+            {0: 0.0, 2: 1.0, 6: 1.0, 8: 0.5, 10: 0.0},
+        ),
         ("{schedule: inverse_sqrt, peak: 1.0, warmup: 4}", {0: 0.0, 4: 1.0, 16: 0.5}),
     ],
 )

@@ -15,7 +15,9 @@ _GRAMMAR = re.compile(r"^[a-z_]+: .+\.$")
 @every_rule
 @pytest.mark.parametrize("rate", [-1, -1e-9, float("nan"), float("inf")])
 def test_learning_rates_out_of_range(case, rate):
-    with pytest.raises(ValueError, match=f"{case.name}: learning_rate is out of range, got {rate!r}") as caught:
+    with pytest.raises(
+        ValueError, match=f"{case.name}: learning_rate is out of range, got {rate!r}"
+    ) as caught:
         case.ours(rate)
     assert all(_GRAMMAR.match(line) for line in str(caught.value).splitlines())
 
@@ -41,7 +43,9 @@ def test_learning_rates_that_are_no_numbers(case, rate):
     ],
 )
 def test_decay_rates(make, name, value):
-    with pytest.raises(ValueError, match=rf"{make.__name__}: {name} is out of range, got {value}; .*\[0, 1\)"):
+    with pytest.raises(
+        ValueError, match=rf"{make.__name__}: {name} is out of range, got {value}; .*\[0, 1\)"
+    ):
         make(1e-3, **{name: value})
 
 

@@ -136,7 +136,9 @@ def test_second_moment_of_bfloat16_parameters_decays():
     params = {"w": jnp.ones((4,), jnp.bfloat16)}
     _, state = rule.update({"w": jnp.full((4,), 100.0, jnp.bfloat16)}, rule.init(params), params)
     zero = {"w": jnp.zeros((4,), jnp.bfloat16)}
-    state = jax.jit(lambda s: jax.lax.fori_loop(0, 5000, lambda _, s: rule.update(zero, s, params)[1], s))(state)
+    state = jax.jit(lambda s: jax.lax.fori_loop(0, 5000, lambda _, s: rule.update(zero, s, params)[1], s))(
+        state
+    )
     np.testing.assert_allclose(state[0].nu["w"], 10.0 * 0.999**5000, rtol=1e-3)
 
 

@@ -1,6 +1,5 @@
 """Placement: sharded equals unsharded, each state leaf lives once, a step compiles once."""
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +57,9 @@ def _unsharded(case):
 def _close(got, expected):
     def compare(a, b):
         b = np.asarray(b)
-        np.testing.assert_allclose(np.asarray(a), b, rtol=1e-6, atol=1e-6 * max(1.0, float(np.max(np.abs(b), initial=0))))
+        np.testing.assert_allclose(
+            np.asarray(a), b, rtol=1e-6, atol=1e-6 * max(1.0, float(np.max(np.abs(b), initial=0)))
+        )
 
     jax.tree.map(compare, got, expected)
 
@@ -134,7 +135,9 @@ def test_pmap_equals_unsharded(case):
 def test_parameters_come_back_in_the_layout_they_came_in(specs):
     mesh = make_mesh((4, 2), ("data", "model"))
     params = jax.device_put(mixed_params(), NamedSharding(mesh, P()))
-    params["dense"]["kernel"] = jax.device_put(params["dense"]["kernel"], NamedSharding(mesh, specs["kernel"]))
+    params["dense"]["kernel"] = jax.device_put(
+        params["dense"]["kernel"], NamedSharding(mesh, specs["kernel"])
+    )
     params["layers"][0] = jax.device_put(params["layers"][0], NamedSharding(mesh, specs["layers"]))
     case = RULES[5]
     rule = jl.zero(_guarded(case), mesh, axis="data")
@@ -142,7 +145,9 @@ def test_parameters_come_back_in_the_layout_they_came_in(specs):
     step = jax.jit(_step(rule, []))
     for _ in range(_STEPS):
         params, state = jax.block_until_ready(step(params, state, _data()))
-    jax.tree.map(lambda p, s: p.sharding.is_equivalent_to(s, p.ndim) or pytest.fail(str(p.sharding)), params, before)
+    jax.tree.map(
+        lambda p, s: p.sharding.is_equivalent_to(s, p.ndim) or pytest.fail(str(p.sharding)), params, before
+    )
     mu = state.inner.inner[1][0].mu
     assert mu["dense"]["kernel"].addressable_shards[0].data.size == 16 * 24 // 8
     assert mu["layers"][0].addressable_shards[0].data.size == 4 * 8 * 16 // 8
@@ -215,7 +220,9 @@ def test_gradients_that_differ_between_devices_are_averaged():
 @pytest.mark.compat
 def test_errors(mesh8):
     params = {"w": jnp.ones((8, 8))}
-    with pytest.raises(ValueError, match=r"zero: axis is not in the mesh, got 'model'; the axes are 'data' \(8\)"):
+    with pytest.raises(
+        ValueError, match=r"zero: axis is not in the mesh, got 'model'; the axes are 'data' \(8\)"
+    ):
         jl.zero(jl.adam(1e-3), mesh8, axis="model")
     with pytest.raises(TypeError, match="a mesh and an axis under jit, or axis_name alone"):
         jl.zero(jl.adam(1e-3))

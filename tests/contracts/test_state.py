@@ -98,7 +98,9 @@ def test_works_inside_optax_chain_multi_steps_and_inject_hyperparams(case):
     with jax.numpy_dtype_promotion("standard"):  # optax's wrappers need it
         expected = final(case.rule())
         chained = final(optax.chain(optax.identity(), case.rule()))
-        repeated = final(optax.MultiSteps(case.rule(), every_k_schedule=2).gradient_transformation(), repeat=2)
+        repeated = final(
+            optax.MultiSteps(case.rule(), every_k_schedule=2).gradient_transformation(), repeat=2
+        )
         injected = final(optax.inject_hyperparams(case.ours)(case.rate, **case.settings))
     for got in (chained, repeated, injected):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
