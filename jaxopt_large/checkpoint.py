@@ -1,8 +1,8 @@
 """Checkpoints that say so when they are damaged.
 
-A checkpoint is a folder: the arrays as orbax writes them, and a manifest with each array's path, shape,
-dtype and checksum, and each file's size and CRC. It is written aside and takes its name in one rename, so that
-a folder of that name is always whole. Arrays are written in their logical shape: nothing in a
+A checkpoint is a folder: the arrays as orbax writes them, and a manifest with each array's path,
+shape, dtype and checksum, and each file's size and CRC. It is written aside and takes its name in one
+rename, so that a folder of that name is always whole. Arrays are written in their logical shape: nothing in a
 checkpoint depends on the devices that held it, and the checksum of a sharded array is that of the array.
 """
 

@@ -210,8 +210,7 @@ def test_each_rule_is_its_direction_times_the_learning_rate(case):
     if case.name in ("lion",):
         direction = optax.chain(jl.scale_by_lion(), jl.add_decayed_weights(0.1))
     else:
-        keep = {k: v for k, v in case.settings.items()}
-        direction = getattr(jl, f"scale_by_{case.name}")(**keep)
+        direction = getattr(jl, f"scale_by_{case.name}")(**case.settings)
     chained = optax.chain(direction, jl.scale_by_learning_rate(case.rate))
     params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}
     ours, theirs = case.rule(), chained
