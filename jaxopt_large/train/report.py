@@ -14,6 +14,7 @@ from ..config import Config
 from ..data._dataset import Dataset
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_LEAST = 1e-9  # a loss of 0 has no logarithm
 _HEIGHT = 8  # lines of the terminal curve
 
 
@@ -127,13 +128,15 @@ def draw_curves(
 
 
 def _curve(values: list[float], width: int) -> list[str]:
-    """A bar chart of `values`, averaged into `width` columns, with its scale at the left."""
+    """A bar chart of `values` on a log scale, averaged into `width` columns, its ends at the left."""
     width = min(width, len(values))
     edges = [round(i * len(values) / width) for i in range(width + 1)]
     columns = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(columns), max(columns)
-    span = (high - low) or 1.0
-    eighths = [1 + round((c - low) / span * (_HEIGHT * 8 - 1)) for c in columns]
+    floor = max(low, _LEAST)
+    heights = [math.log(max(c, floor) / floor) for c in columns]
+    span = max(heights) or 1.0
+    eighths = [1 + round(h / span * (_HEIGHT * 8 - 1)) for h in heights]
     lines = []
     for row in range(_HEIGHT - 1, -1, -1):
         label = {_HEIGHT - 1: f"{high:.3f}", 0: f"{low:.3f}"}.get(row, "")

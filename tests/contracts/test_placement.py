@@ -1,6 +1,5 @@
 """Placement: sharded equals unsharded, each state leaf lives once, a step compiles once."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -81,8 +81,9 @@ def test_scan_equals_a_python_loop_bit_for_bit(case):
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *grads)
     scanned, _ = jax.jit(lambda c, g: jax.lax.scan(step, c, g))((params, rule.init(params)), stacked)
     # JAX 0.12 fuses leaves of shape () with the step's scalars, differently inside a scan
-    arrays, scalars = ([x for x in jax.tree.leaves(t) if x.ndim] for t in (looped, scanned)), (
-        [x for x in jax.tree.leaves(t) if not x.ndim] for t in (looped, scanned)
+    arrays, scalars = (
+        ([x for x in jax.tree.leaves(t) if x.ndim] for t in (looped, scanned)),
+        ([x for x in jax.tree.leaves(t) if not x.ndim] for t in (looped, scanned)),
     )
     _same_bits(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *scalars)
