@@ -29,7 +29,7 @@ def _run(devices, case=None, steps=2):
     params = jax.device_put(mixed_params(), NamedSharding(mesh, P()))
     state = rule.init(params)
     for seed in range(steps):
-        updates, state = jax.block_until_ready(jax.jit(rule.update)(like(params, seed), state, params))
+        _updates, state = jax.block_until_ready(jax.jit(rule.update)(like(params, seed), state, params))
     return rule, params, state
 
 
@@ -147,7 +147,7 @@ def test_a_value_that_changed_under_a_valid_file_is_found(saved, tmp_path):
     from jaxopt_large.checkpoint import _write_manifest
 
     _write_manifest(path / "manifest.json", manifest["content"])
-    with pytest.raises(jl.CheckpointError, match="its checksum does not fit, got .* at params/odd"):
+    with pytest.raises(jl.CheckpointError, match=r"its checksum does not fit, got .* at params/odd"):
         jl.restore(path, tree)
     jl.restore(path, tree, verify=False)
 
@@ -183,7 +183,7 @@ def test_a_newer_format_is_refused(saved, tmp_path):
     from jaxopt_large.checkpoint import _read_manifest, _write_manifest
 
     _write_manifest(path / "manifest.json", {**_read_manifest(path), "version": 99})
-    with pytest.raises(jl.CheckpointError, match="of another format, got .* version 99; .* up to version 1"):
+    with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 1"):
         jl.restore(path, tree)
 
 

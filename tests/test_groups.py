@@ -116,7 +116,7 @@ def test_a_glob_that_comes_too_late_is_named():
 
 def test_what_is_not_a_rule_is_refused():
     partition = inspect.unwrap(jl.partition)  # without the tests' type checker in front
-    with pytest.raises(TypeError, match="the entry for 'a' is not a rule, got 0.1"):
+    with pytest.raises(TypeError, match=r"the entry for 'a' is not a rule, got 0.1"):
         partition({"a": 0.1})
     with pytest.raises(ValueError, match="rules is empty"):
         partition({})

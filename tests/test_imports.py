@@ -40,7 +40,7 @@ def test_the_surface_is_re_exports_only():
     import jaxopt_large._api as api
 
     tree = ast.parse(Path(api.__file__).read_text())
-    imports = [node for node in tree.body[1:]]
+    imports = list(tree.body[1:])
     assert all(isinstance(node, ast.ImportFrom) for node in imports)
     names = [alias for node in imports for alias in node.names]
     assert all(alias.asname == alias.name for alias in names)

@@ -231,10 +231,10 @@ def test_errors(mesh8):
         jl.zero(jl.adam(1e-3), axis_name="data").init(params)
     other = make_mesh((4,), ("data",), devices=jax.devices()[:4])
     placed = jax.device_put(params, NamedSharding(other, P()))
-    with pytest.raises(ValueError, match="a parameter lives on another mesh, .data=4. at w"):
+    with pytest.raises(ValueError, match=r"a parameter lives on another mesh, .data=4. at w"):
         jl.zero(jl.adam(1e-3), mesh8, axis="data").init(placed)
     state = jl.zero(jl.adam(1e-3), other, axis="data").init(placed)
-    with pytest.raises(ValueError, match="the state was made for another mesh, .data=4."):
+    with pytest.raises(ValueError, match=r"the state was made for another mesh, .data=4."):
         jl.zero(jl.adam(1e-3), mesh8, axis="data").update(params, state, params)
-    with pytest.raises(ValueError, match="cannot tell how a state leaf .* at v_row/w"):
+    with pytest.raises(ValueError, match=r"cannot tell how a state leaf .* at v_row/w"):
         jl.zero(optax.scale_by_factored_rms(min_dim_size_to_factor=4), mesh8, axis="data").init(params)
