@@ -7,7 +7,9 @@ from .checkpoint import restore as restore
 from .checkpoint import save as save
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings
+from .placement.shardings import state_specs as state_specs
 from .placement.zero import zero as zero
 from .rules._stages import add_decayed_weights as add_decayed_weights
 from .rules._stages import scale_by_learning_rate as scale_by_learning_rate

@@ -1,7 +1,8 @@
-"""Which mapped axes the leaves at hand are sharded over, so that a reduction is over whole leaves.
+"""What surrounds a rule while it runs: mapped axes that divide its leaves, and other wrappers.
 
 Inside `shard_map` and `pmap` a wrapper may hand its inner rule one device's share of each leaf. It
 announces the axis here; norms and decisions further down ask here, and know nothing of the wrapper.
+Wrappers whose order matters announce themselves too, so that an order that cannot work is refused.
 """
 
 import contextlib
@@ -12,16 +13,35 @@ from typing import Any
 import jax
 
 _sharded_over: ContextVar[tuple[str, ...]] = ContextVar("sharded_over", default=())
+_surroundings: ContextVar[tuple[str, ...]] = ContextVar("surroundings", default=())
 
 
 @contextlib.contextmanager
 def sharded_over(axis_name: str) -> Iterator[None]:
     """Declares that leaves inside the block are shares along `axis_name`."""
-    token = _sharded_over.set((*_sharded_over.get(), axis_name))
+    with _added(_sharded_over, axis_name):
+        yield
+
+
+@contextlib.contextmanager
+def surrounded_by(wrapper: str) -> Iterator[None]:
+    """Declares that rules inside the block are wrapped by `wrapper`."""
+    with _added(_surroundings, wrapper):
+        yield
+
+
+@contextlib.contextmanager
+def _added(variable: ContextVar[tuple[str, ...]], value: str) -> Iterator[None]:
+    token = variable.set((*variable.get(), value))
     try:
         yield
     finally:
-        _sharded_over.reset(token)
+        variable.reset(token)
+
+
+def is_surrounded_by(wrapper: str) -> bool:
+    """Has a wrapper of this name announced itself?"""
+    return wrapper in _surroundings.get()
 
 
 def reduction_axes(axis_name: str | tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What differs between JAX 0.7.2 and the newest, in one place."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,3 +27,53 @@ def axis_size(axis_name: str) -> int:
     if hasattr(jax.lax, "axis_size"):
         return jax.lax.axis_size(axis_name)
     return jax.lax.psum(1, axis_name)
+
+
+def auto_axes(function: Callable[..., Any], mesh: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` traced with all mesh axes Auto, to be called where they are Explicit.
+
+    Args:
+      function: of arrays only; shardings inside it are those of `current_mesh()`.
+      mesh: the concrete mesh.
+      out_specs: a tree of specs like the function's result.
+    """
+
+    def call(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.sharding.auto_axes(function, axes=mesh.axis_names, out_sharding=out_specs)(*args)
+
+    return call
+
+
+def all_gather_invariant(x: Any, axis_name: str, *, axis: int) -> Any:
+    """All shares joined along `axis`; typed as equal on all devices where `shard_map` keeps types."""
+    if hasattr(jax.lax, "all_gather_invariant"):
+        return jax.lax.all_gather_invariant(x, axis_name, axis=axis, tiled=True)
+    if not varies(jax.lax.axis_index(axis_name), axis_name):  # nothing is typed: pmap, check_vma=False
+        return jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
+    return jax.lax.all_gather(as_varying(x, axis_name), axis_name, axis=axis, tiled=True, to="invarying")
+
+
+def varies(x: Any, axis_name: str) -> bool:
+    """Is `x` typed as different on the devices of a mapped axis?"""
+    kind: Any = jax.typeof(x)
+    return axis_name in (kind.mat.varying if hasattr(kind, "mat") else kind.vma)
+
+
+def as_varying(x: Any, axis_name: str) -> Any:
+    """`x` typed as different on the devices of a mapped axis, where types are kept."""
+    if varies(x, axis_name) or not varies(jax.lax.axis_index(axis_name), axis_name):
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axis_name, to="varying")
+    return getattr(jax.lax, "pvary")(x, axis_name)  # noqa: B009 - JAX before 0.8
+
+
+def to_host(x: Any) -> Any:
+    """Moves an array, traced or not, to the host's pinned memory; its sharding stays."""
+    return jax.device_put(x, jax.memory.Space.Host)
+
+
+def to_device(x: Any) -> Any:
+    """The inverse of `to_host`."""
+    return jax.device_put(x, jax.memory.Space.Device)

@@ -1,4 +1,4 @@
-"""How one array is divided into equal shares along one dimension."""
+"""How one array is divided into equal shares: along one dimension, or flattened."""
 
 import dataclasses
 import math
@@ -10,72 +10,112 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+_MOST_PADDING = 0.01  # of a leaf; a dimension that needs more is not cut, the leaf is flattened
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One dimension, zero-padded at its end to a length that divides.
+    """One dimension, or all of them in one, zero-padded at its end to a length that divides."""
 
-    A scalar counts as an array of shape (1,).
-    """
-
-    dim: int
+    dim: int | None  # None: the array is flattened
     size: int  # the dimension's length
     padded: int  # the length that divides
 
-    def pad(self, x: Array) -> Array:
-        x = x.reshape(1) if x.ndim == 0 else x
+    def store(self, x: Array) -> Array:
+        """The array in the shape in which shares are cut from it."""
+        if self.dim is None:
+            x = x.reshape(-1)
         if self.padded == self.size:
             return x
         widths = [(0, 0)] * x.ndim
-        widths[self.dim] = (0, self.padded - self.size)
+        widths[self.dim or 0] = (0, self.padded - self.size)
         return jnp.pad(x, widths)
 
-    def unpad(self, x: Array, shape: tuple[int, ...]) -> Array:
+    def load(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """The inverse of `store`, given the array's shape."""
         if self.padded != self.size:
-            x = jax.lax.slice_in_dim(x, 0, self.size, axis=self.dim)
+            x = jax.lax.slice_in_dim(x, 0, self.size, axis=self.dim or 0)
         return x.reshape(shape)
 
-    def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        shape = shape or (1,)
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.dim is None:
+            return (self.padded,)
         return (*shape[: self.dim], self.padded, *shape[self.dim + 1 :])
 
     def share_shape(self, shape: tuple[int, ...], shares: int) -> tuple[int, ...]:
-        shape = shape or (1,)
-        return (*shape[: self.dim], self.padded // shares, *shape[self.dim + 1 :])
+        """The shape of one share, of the array's rank (a scalar's is 1): rules mask leaves by rank."""
+        length = self.padded // shares
+        if self.dim is None:
+            return (length,) + (1,) * (len(shape) - 1)
+        return (*shape[: self.dim], length, *shape[self.dim + 1 :])
+
+    @property
+    def waste(self) -> float:
+        """Padding as a fraction of the array."""
+        return self.padded / self.size - 1
+
+
+def flat_cut(shape: tuple[int, ...], shares: int) -> Cut | None:
+    """The array flattened; None for one without elements."""
+    size = math.prod(shape)
+    return Cut(None, size, _next_multiple(size, shares)) if size else None
 
 
 def choose_cut(
-    shape: tuple[int, ...], shares: int, spec: PartitionSpec | None = None, mesh: Any = None
+    shape: tuple[int, ...],
+    shares: int,
+    spec: PartitionSpec | None = None,
+    mesh: Any = None,
+    *,
+    layers: bool = False,
 ) -> Cut | None:
-    """The dimension along which to divide an array of `shape` into `shares`.
+    """How to divide an array of `shape` into `shares`.
 
-    Preferred, in this order: no padding (else the least), a dimension that no mesh axis divides yet,
-    one that is not the last (so that blocks of the last axis stay whole), the longest (so that it is
-    not the layer axis of a stack, where compilers lose the reduce-scatter).
+    Preferred, in this order: a dimension that divides, one that no mesh axis divides yet, one that is
+    not the last (so that blocks of the last axis stay whole), the longest. Padding is at most 1 %; an
+    array without such a dimension is flattened, which costs compilers the reduce-scatter.
+
+    Args:
+      shape: the global shape.
+      shares: the number of parts.
+      spec: how mesh axes divide the array already.
+      mesh: their sizes.
+      layers: the first dimension runs over layers of a scan: compilers lose the reduce-scatter there.
 
     Returns:
       None for an array without elements.
     """
-    if 0 in shape:
-        return None
-    shape = shape or (1,)
-    best = None
+    if not shape or 0 in shape:
+        return flat_cut(shape, shares)
+    ranked = []
     for dim, size in enumerate(shape):
         divided = shards_of(spec, dim, mesh)
-        unit = shares * divided
-        padded = math.ceil(size / unit) * unit
-        rank = (padded / size, divided > 1, len(shape) > 1 and dim == len(shape) - 1, -size)
-        if best is None or rank < best[0]:
-            best = (rank, Cut(dim, size, padded))
-    return best[1] if best else None
+        cut = Cut(dim, size, _next_multiple(size, shares * divided))
+        if cut.waste <= _MOST_PADDING and not (layers and dim == 0):
+            is_last = len(shape) > 1 and dim == len(shape) - 1
+            ranked.append(((cut.waste > 0, divided > 1, is_last, -size), cut))
+    if ranked:
+        return min(ranked, key=lambda pair: pair[0])[1]
+    return flat_cut(shape, shares * math.prod(shards_of(spec, d, mesh) for d in range(len(shape))))
+
+
+def _next_multiple(size: int, unit: int) -> int:
+    return math.ceil(size / unit) * unit
+
+
+# --- partition specs ----------------------------------------------------------------------------------
 
 
 def entry(spec: PartitionSpec | None, dim: int) -> tuple[str, ...]:
     """The mesh axes that divide dimension `dim`."""
-    if spec is None or dim >= len(spec) or spec[dim] is None:
+    part = None if spec is None or dim >= len(spec) else spec[dim]
+    if part is None or part is PartitionSpec.UNCONSTRAINED:
         return ()
-    names = spec[dim]
-    return names if isinstance(names, tuple) else (names,)
+    return part if isinstance(part, tuple) else (part,)
+
+
+def entries(spec: PartitionSpec | None, rank: int) -> list[tuple[str, ...]]:
+    return [entry(spec, dim) for dim in range(rank)]
 
 
 def shards_of(spec: PartitionSpec | None, dim: int, mesh: Any) -> int:
@@ -83,15 +123,22 @@ def shards_of(spec: PartitionSpec | None, dim: int, mesh: Any) -> int:
 
 
 def cut_spec(spec: PartitionSpec, cut: Cut, axes: Sequence[str], rank: int) -> PartitionSpec:
-    """`spec` with `axes` added to the cut dimension, minor to the axes already there."""
-    entries = [entry(spec, dim) for dim in range(max(rank, 1))]
-    entries[cut.dim] = (*entries[cut.dim], *axes)
-    return normal_spec(entries)
+    """`spec` with `axes` added where the array is cut, minor to the axes already there."""
+    parts = entries(spec, rank)
+    if cut.dim is None:
+        return normal_spec([(*(name for part in parts for name in part), *axes)])
+    parts[cut.dim] = (*parts[cut.dim], *axes)
+    return normal_spec(parts)
 
 
-def normal_spec(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
+def normal_spec(parts: Sequence[tuple[str, ...]]) -> PartitionSpec:
     """The spelling that compiled functions return: no tuples of one, no trailing None."""
-    short = [None if not e else e[0] if len(e) == 1 else tuple(e) for e in entries]
+    short = [None if not e else e[0] if len(e) == 1 else tuple(e) for e in parts]
     while short and short[-1] is None:
         short.pop()
     return PartitionSpec(*short)
+
+
+def respelled(spec: PartitionSpec | None, rank: int) -> PartitionSpec:
+    """`spec` for an array of `rank`, in its normal spelling."""
+    return normal_spec(entries(spec, rank))

@@ -1,35 +1,60 @@
 """`zero` under jit: shardings of the state say it all, XLA derives the collectives."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
-from .._compat import reshard
+from .._axes import is_surrounded_by, surrounded_by
+from .._compat import auto_axes, reshard
 from .._errors import message
-from .._paths import leaf_paths
+from .._paths import leaf_paths, matches
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._cuts import choose_cut, cut_spec, entry, normal_spec
+from ._cuts import Cut, choose_cut, cut_spec, entry, normal_spec, respelled, shards_of
 from ._known import known_sharding
-from ._layout import Layout, ZeroState, follow, sharding_of, spec_of
+from ._layout import Layout, ZeroState, sharding_of, spec_of
+from ._specs import Followed, infer_specs
 
 
-def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...]) -> Rule:
+class Options(NamedTuple):
+    """What the user says of leaves."""
+
+    layers: str | None = None  # glob of parameters whose first dimension runs over layers
+    min_bytes: int = 0  # smaller parameters stay as they are
+    specs: Mapping[str, PartitionSpec] | None = None  # glob over state paths -> spec
+
+
+class Decision(NamedTuple):
+    """How one parameter is divided, and why."""
+
+    cut: Cut | None
+    spec: PartitionSpec  # of the share; the parameter's own where it is flattened
+    reason: str
+
+
+def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Options) -> Rule:
     rule = optax.with_extra_args_support(rule)
+    explicit = AxisType.Explicit in mesh.axis_types
 
     def init(params: Params) -> ZeroState:
-        layout, abstract = _plan(rule, params, mesh, axes)
+        check_alone()
+        with surrounded_by("zero"):
+            layout, abstract = _plan(rule, params, mesh, axes, options)
 
-        def shares(params: Params) -> State:
-            return rule.init(_padded(params, layout))
+            def shares(params: Params) -> list[Any]:
+                return _stored(jax.tree.leaves(rule.init(params)), layout)
 
-        if isinstance(mesh, AbstractMesh):
-            return ZeroState(shares(params), layout)
-        make = jax.jit(shares, out_shardings=layout.state_shardings(abstract))
-        return ZeroState(make(params), layout)
+            specs = list(layout.state_specs)
+            if isinstance(mesh, AbstractMesh):
+                leaves = shares(params)
+            else:
+                make = auto_axes(shares, mesh, specs) if explicit else shares
+                shardings = [NamedSharding(mesh, spec) for spec in specs]
+                leaves = jax.jit(make, out_shardings=shardings)(params)
+        return ZeroState(jax.tree.structure(abstract).unflatten(leaves), layout)
 
     def update(
         updates: Updates, state: ZeroState, params: Params | None = None, **extra: Any
@@ -39,76 +64,156 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...]) -> Rule:
             raise ValueError(
                 message(
                     "zero",
-                    f"the state was made for another mesh, {_describe(layout.mesh)}",
-                    allowed=f"this rule's mesh is {_describe(mesh)}",
+                    f"the state was made for another mesh, {describe_mesh(layout.mesh)}",
+                    allowed=f"this rule's mesh is {describe_mesh(mesh)}",
                     do="Save the state and restore it on this mesh",
                 )
             )
-        shapes = [x.shape for x in jax.tree.leaves(updates)]
-        gradients = _placed(_padded(updates, layout), mesh, layout.share_specs)
-        values = None if params is None else _placed(_padded(params, layout), mesh, layout.share_specs)
-        changes, inner = rule.update(gradients, state.inner, values, **extra)
-        inner = _placed(inner, mesh, layout.state_specs)
-        leaves, treedef = jax.tree.flatten(_placed(changes, mesh, layout.param_specs))
-        whole = [
-            cut.unpad(u, shape) if cut else u
-            for u, cut, shape in zip(leaves, layout.params, shapes, strict=True)
-        ]
-        return treedef.unflatten(whole), ZeroState(inner, layout)
+        inner, treedef = jax.tree.flatten(state.inner)
+        arrays, rest = _arrays_and_rest(extra)
+
+        def run(updates: Updates, inner: list[Any], params: Params | None, arrays: list[Any]) -> Any:
+            place = _Placer(mesh, explicit)
+            gradients = place(updates, layout.share_specs)
+            values = None if params is None else place(params, layout.share_specs)
+            logical = treedef.unflatten(_loaded(inner, layout))
+            with surrounded_by("zero"):
+                changes, new = rule.update(gradients, logical, values, **rest(arrays))
+            changes = place(place(changes, layout.share_specs), layout.param_specs)
+            leaves = place(_stored(jax.tree.leaves(new), layout), layout.state_specs)
+            return changes, leaves
+
+        if explicit and not isinstance(mesh, AbstractMesh):
+            updates = _reduced(updates, layout)
+            out_specs = (
+                jax.tree.structure(updates).unflatten(layout.param_specs),
+                list(layout.state_specs),
+            )
+            run = auto_axes(run, mesh, out_specs)
+        changes, leaves = run(updates, inner, params, arrays)
+        return changes, ZeroState(treedef.unflatten(leaves), layout)
 
     return make_rule(init, update)
 
 
-def _plan(rule: Rule, params: Params, mesh: Any, axes: tuple[str, ...]) -> tuple[Layout, State]:
-    """The layout for `params`, and the inner state's shapes."""
-    leaves, treedef = jax.tree.flatten(params)
-    specs = _param_specs(params, mesh)
+def decide(
+    path: str, leaf: Any, spec: PartitionSpec, mesh: Any, axes: tuple[str, ...], options: Options
+) -> Decision:
+    """How a parameter of a given shape and spec is divided over `axes`."""
+    taken = {name for dim in range(leaf.ndim) for name in entry(spec, dim)}
+    along = " x ".join(axes)
+    if taken & set(axes):
+        return Decision(None, spec, f"divided over {along} already, with the parameter")
+    size = leaf.size * leaf.dtype.itemsize
+    if size < options.min_bytes or leaf.ndim == 0:
+        return Decision(None, spec, f"{size} bytes, under {options.min_bytes}: not worth a collective")
+    layers = options.layers is not None and matches(options.layers, path)
     shares = math.prod(mesh.shape[a] for a in axes)
-    cuts, share_specs = [], []
-    for leaf, spec in zip(leaves, specs, strict=True):
-        taken = {name for dim in range(leaf.ndim) for name in entry(spec, dim)}
-        cut = None if leaf.ndim == 0 or taken & set(axes) else choose_cut(leaf.shape, shares, spec, mesh)
-        cuts.append(cut)
-        share_specs.append(cut_spec(spec, cut, axes, leaf.ndim) if cut else spec)
-    padded_shapes = [c.padded_shape(x.shape) if c else x.shape for c, x in zip(cuts, leaves, strict=True)]
-    padded = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(padded_shapes, leaves, strict=True)]
-    abstract = jax.eval_shape(rule.init, treedef.unflatten(padded))
-    followed = follow("zero", abstract, params, lambda i: padded_shapes[i])
+    cut = choose_cut(leaf.shape, shares, spec, mesh, layers=layers)
+    if cut is None:
+        return Decision(None, spec, "no elements")
+    if cut.dim is None:
+        return Decision(cut, spec, f"flattened: no dimension divides by {shares} with 1 % of padding or less")
+    minor = "".join(f", minor to {name}" for name in entry(spec, cut.dim))
+    padded = f", padded from {cut.size} to {cut.padded}" if cut.waste else ""
+    return Decision(cut, cut_spec(spec, cut, axes, leaf.ndim), f"dimension {cut.dim}{minor}{padded}")
+
+
+def check_alone() -> None:
+    """Raises inside another `zero`."""
+    if is_surrounded_by("zero"):
+        raise ValueError(
+            message(
+                "zero", "the rule is inside another zero", allowed="one zero divides the state", do="Drop one"
+            )
+        )
+
+
+def describe_mesh(mesh: Any) -> str:
+    """ "(data=4, model=2)", or what stands in its place."""
+    if mesh is None:
+        return "a mapped axis"
+    return "(" + ", ".join(f"{name}={size}" for name, size in mesh.shape.items()) + ")"
+
+
+# --- the plan -----------------------------------------------------------------------------------------
+
+
+def _plan(
+    rule: Rule, params: Params, mesh: Any, axes: tuple[str, ...], options: Options
+) -> tuple[Layout, State]:
+    """The layout for `params`, and the inner state's shapes."""
+    leaves = jax.tree.leaves(params)
+    specs = param_specs("zero", params, mesh)
+    decisions = [
+        decide(path, x, spec, mesh, axes, options)
+        for path, x, spec in zip(leaf_paths(params), leaves, specs, strict=True)
+    ]
+    abstract, followed = infer_specs(
+        "zero", rule.init, params, [d.spec for d in decisions], mesh, options.specs
+    )
+    state = [
+        _stored_as(f, x, decisions, mesh, axes)
+        for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
+    ]
     layout = Layout(
         axes=axes,
-        shares=shares,
+        shares=math.prod(mesh.shape[a] for a in axes),
         mesh=mesh,
-        params=tuple(cuts),
-        state=tuple(None if f.param is None else cuts[f.param] for f in followed),
-        shapes=tuple(
-            x.shape if f.param is None else leaves[f.param].shape
-            for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
-        ),
+        params=tuple(d.cut for d in decisions),
+        state=tuple(cut for cut, _ in state),
+        shapes=tuple(x.shape for x in jax.tree.leaves(abstract)),
         param_specs=tuple(specs),
-        share_specs=tuple(share_specs),
-        state_specs=tuple(PartitionSpec() if f.param is None else share_specs[f.param] for f in followed),
+        share_specs=tuple(d.spec for d in decisions),
+        state_specs=tuple(spec for _, spec in state),
+        reasons=tuple(d.reason for d in decisions),
     )
     return layout, abstract
 
 
-def _param_specs(params: Params, mesh: Any) -> list[PartitionSpec]:
+def _stored_as(
+    followed: Followed, leaf: Any, decisions: list[Decision], mesh: Any, axes: tuple[str, ...]
+) -> tuple[Cut | None, PartitionSpec]:
+    """How a state leaf is stored: like its parameter's share, or by its own spec, padded to fit it."""
+    if followed.param is not None and leaf.size > 1:
+        cut = decisions[followed.param].cut
+        if cut is not None and cut.dim is None:
+            return cut, cut_spec(followed.spec, cut, axes, leaf.ndim)
+    parts = [entry(followed.spec, dim) for dim in range(leaf.ndim)]
+    uneven = [d for d in range(leaf.ndim) if leaf.shape[d] % shards_of(followed.spec, d, mesh)]
+    for dim in uneven[1:]:  # several only where a rule multiplies dimensions: one is enough
+        parts[dim] = ()
+    if not uneven:
+        return None, followed.spec
+    unit = shards_of(followed.spec, uneven[0], mesh)
+    size = leaf.shape[uneven[0]]
+    return Cut(uneven[0], size, -(-size // unit) * unit), normal_spec(parts)
+
+
+def param_specs(who: str, params: Params, mesh: Any) -> list[PartitionSpec]:
+    """Each parameter's spec on `mesh`; what is not known to be divided is replicated.
+
+    Raises:
+      ValueError: a parameter lives on another mesh.
+    """
     specs = []
     for i, leaf in enumerate(jax.tree.leaves(params)):
         sharding = known_sharding(i, params) or sharding_of(leaf)
         if isinstance(sharding, NamedSharding) and not _same_devices(sharding.mesh, mesh):
             raise ValueError(
                 message(
-                    "zero",
-                    f"a parameter lives on another mesh, {_describe(sharding.mesh)}",
+                    who,
+                    f"a parameter lives on another mesh, {describe_mesh(sharding.mesh)}",
                     at=leaf_paths(params)[i],
-                    allowed=f"this rule's mesh is {_describe(mesh)}",
+                    allowed=f"this rule's mesh is {describe_mesh(mesh)}",
                     do="Build both with one mesh",
                 )
             )
-        if sharding is None and _is_explicit(mesh):
-            specs.append(_explicit_spec(leaf))
+        if sharding is None and AxisType.Explicit in mesh.axis_types:
+            typed = getattr(jax.typeof(leaf), "sharding", None)  # a tracer's type tells
+            specs.append(respelled(getattr(typed, "spec", None), leaf.ndim))
         else:
-            specs.append(spec_of(sharding, leaf.ndim))
+            specs.append(respelled(spec_of(sharding), leaf.ndim))
     return specs
 
 
@@ -119,32 +224,61 @@ def _same_devices(one: Any, other: Any) -> bool:
     return not concrete or list(one.devices.flat) == list(other.devices.flat)
 
 
-def _is_explicit(mesh: Any) -> bool:
-    return AxisType.Explicit in mesh.axis_types
+# --- inside the step ----------------------------------------------------------------------------------
 
 
-def _explicit_spec(leaf: Array) -> PartitionSpec:
-    """Under Explicit axes a traced parameter's type tells its spec."""
-    spec = getattr(getattr(jax.typeof(leaf), "sharding", None), "spec", PartitionSpec())
-    return normal_spec([entry(spec, dim) for dim in range(leaf.ndim)])
+def _stored(leaves: list[Any], layout: Layout) -> list[Any]:
+    return [cut.store(x) if cut else x for x, cut in zip(leaves, layout.state, strict=True)]
 
 
-def _padded(tree: Any, layout: Layout) -> Any:
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten([cut.pad(x) if cut else x for x, cut in zip(leaves, layout.params, strict=True)])
+def _loaded(leaves: list[Any], layout: Layout) -> list[Any]:
+    return [
+        cut.load(x, shape) if cut else x
+        for x, cut, shape in zip(leaves, layout.state, layout.shapes, strict=True)
+    ]
 
 
-def _placed(tree: Any, mesh: Any, specs: tuple[PartitionSpec, ...]) -> Any:
-    """`tree` with each leaf laid out as its spec says."""
-    leaves, treedef = jax.tree.flatten(tree)
-    if isinstance(mesh, AbstractMesh):
-        return tree
-    move = reshard if _is_explicit(mesh) else jax.lax.with_sharding_constraint
-    return treedef.unflatten(
-        [move(x, NamedSharding(mesh, spec)) for x, spec in zip(leaves, specs, strict=True)]
-    )
+class _Placer:
+    """Constrains each leaf of a tree to its spec."""
+
+    def __init__(self, mesh: Any, explicit: bool):
+        # among Explicit axes the step runs under `auto_axes`, which has a mesh of its own
+        self._mesh = jax.sharding.get_abstract_mesh() if explicit else mesh
+        self._idle = isinstance(mesh, AbstractMesh)
+
+    def __call__(self, tree: Any, specs: Sequence[PartitionSpec]) -> Any:
+        if self._idle:
+            return tree
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef.unflatten(
+            [
+                jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+                for x, spec in zip(leaves, specs, strict=True)
+            ]
+        )
 
 
-def _describe(mesh: Any) -> str:
-    sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"({sizes})"
+def _reduced(updates: Updates, layout: Layout) -> Updates:
+    """Gradients in their shares where Explicit types allow it: sums that are still owed are done here."""
+    leaves, treedef = jax.tree.flatten(updates)
+    moved = []
+    for x, cut, whole, share in zip(
+        leaves, layout.params, layout.param_specs, layout.share_specs, strict=True
+    ):
+        spec = whole if cut is None or cut.dim is None or cut.waste else share
+        moved.append(reshard(x, NamedSharding(layout.mesh, spec)))
+    return treedef.unflatten(moved)
+
+
+def _arrays_and_rest(extra: dict[str, Any]) -> tuple[list[Any], Callable[[list[Any]], dict[str, Any]]]:
+    """The arrays among extra arguments, and how to put others in their place."""
+    leaves, treedef = jax.tree.flatten(extra)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def rest(arrays: list[Any]) -> dict[str, Any]:
+        filled = list(leaves)
+        for i, x in zip(places, arrays, strict=True):
+            filled[i] = x
+        return treedef.unflatten(filled)
+
+    return [leaves[i] for i in places], rest

@@ -1,20 +1,18 @@
 """Where each parameter and each leaf of the state stands: decided once, by `init`."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._errors import Problems
-from .._paths import path_string
-from .._types import Params, State
-from ._cuts import Cut, normal_spec
+from .._types import State
+from ._cuts import Cut
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """The placement of a state, part of its tree structure and not of its leaves.
 
@@ -23,11 +21,12 @@ class Layout:
       shares: into how many parts.
       mesh: the mesh; None inside mapped axes.
       params: for each parameter, how its share is cut; None where it follows the parameter.
-      state: for each leaf of the inner state, how it is cut; None where it is whole.
-      shapes: for each leaf of the inner state, its shape before padding.
+      state: for each leaf of the inner state, how it is cut; None where it is stored as it is.
+      shapes: for each leaf of the inner state, its shape before cutting.
       param_specs: each parameter's spec, into which the updates return.
-      share_specs: each parameter's spec inside the inner rule.
-      state_specs: each state leaf's spec.
+      share_specs: the spec of each parameter's share; of the parameter itself where it is flattened.
+      state_specs: each state leaf's spec, as stored.
+      reasons: for each parameter, why it is placed so.
     """
 
     axes: tuple[str, ...]
@@ -39,11 +38,28 @@ class Layout:
     param_specs: tuple[PartitionSpec, ...] = ()
     share_specs: tuple[PartitionSpec, ...] = ()
     state_specs: tuple[PartitionSpec, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     def state_shardings(self, inner: State) -> Any:
         """A tree like `inner` of shardings."""
         shardings = [NamedSharding(self.mesh, spec) for spec in self.state_specs]
         return jax.tree.structure(inner).unflatten(shardings)
+
+    @functools.cached_property
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self._fields)
+
+    # a jitted step compares layouts at every call: almost always they are one object
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Layout) and self._fields == other._fields)
 
 
 class ZeroState(NamedTuple):
@@ -53,37 +69,8 @@ class ZeroState(NamedTuple):
     layout: Layout
 
 
-class Followed(NamedTuple):
-    """What a state leaf inherits from the parameter that it follows; None: it is a scalar."""
-
-    param: int | None
-
-
-def follow(
-    who: str, state: State, params: Params, shape_of: Callable[[int], tuple[int, ...]]
-) -> list[Followed]:
-    """For each leaf of `state`, which parameter it follows: its path ends in the parameter's, and it
-    has the shape that `shape_of(index of the parameter)` gives.
-
-    Raises:
-      ValueError: a leaf with elements is neither a scalar nor shaped like a parameter.
-    """
-    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    index = {path: i for i, path in enumerate(keys)}
-    problems = Problems(who)
-    found = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        candidates = [index[path[n:]] for n in range(len(path) + 1) if path[n:] in index]
-        match = next((i for i in candidates if tuple(shape_of(i)) == tuple(leaf.shape)), None)
-        if match is None and leaf.size > 1:
-            problems.add(
-                f"cannot tell how a state leaf of shape {tuple(leaf.shape)} follows the parameters",
-                at=path_string(path),
-                allowed="leaves shaped like their parameter, and scalars",
-            )
-        found.append(Followed(match))
-    problems.raise_if_any(ValueError)
-    return found
+def is_zero(x: Any) -> bool:
+    return isinstance(x, ZeroState)
 
 
 def sharding_of(x: Any) -> Any:
@@ -91,13 +78,6 @@ def sharding_of(x: Any) -> Any:
     return None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
 
 
-def spec_of(sharding: Any, rank: int) -> PartitionSpec:
-    """A named sharding's spec in its normal spelling; nothing is divided under any other kind."""
-    spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
-    return normal_spec([_names(spec[d]) if d < len(spec) else () for d in range(rank)])
-
-
-def _names(part: Any) -> tuple[str, ...]:
-    if part is None or part is PartitionSpec.UNCONSTRAINED:
-        return ()
-    return part if isinstance(part, tuple) else (part,)
+def spec_of(sharding: Any) -> PartitionSpec:
+    """A named sharding's spec; nothing is divided under any other kind."""
+    return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()

@@ -1,104 +1,244 @@
 """`zero` inside a mapped axis: reduce-scatter, the inner rule on the share, all-gather."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from .._axes import sharded_over
-from .._compat import axis_size
-from .._errors import message
+from .._axes import sharded_over, surrounded_by
+from .._compat import all_gather_invariant, as_varying, axis_size, varies
+from .._errors import Problems, message
 from .._numerics import accumulation_dtype
-from .._types import AnyRule, Params, Rule, Updates, make_rule
-from ._cuts import Cut, choose_cut
-from ._layout import Layout, ZeroState, follow
+from .._paths import path_string
+from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
+from ._cuts import Cut, choose_cut, flat_cut
+from ._jit import Options, check_alone
+from ._layout import Layout, ZeroState
+from ._reductions import ReductionError, refuse_reductions
+from ._specs import infer_specs
 
 
-def zero_in_mapped_axis(rule: AnyRule, axis_name: str) -> Rule:
+def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule:
     rule = optax.with_extra_args_support(rule)
+    checked: set[Any] = set()  # layouts for which the rule is known to work on shares
 
     def init(params: Params) -> ZeroState:
+        check_alone()
         shares = _size(axis_name)
-        layout = _plan(rule, params, axis_name, shares)
-        with sharded_over(axis_name):
+        with sharded_over(axis_name), surrounded_by("zero"):
+            layout = _plan(rule, params, axis_name, shares, options)
             return ZeroState(rule.init(_own(params, layout)), layout)
 
     def update(
-        updates: Updates, state: ZeroState, params: Params | None = None, **extra: Any
+        updates: Updates,
+        state: ZeroState,
+        params: Params | None = None,
+        *,
+        weight: Scalar | None = None,
+        **extra: Any,
     ) -> tuple[Updates, ZeroState]:
-        shares = _size(axis_name)
         layout = state.layout
-        if layout.shares != shares or layout.mesh is not None:
-            raise ValueError(
-                message(
-                    "zero",
-                    f"the state was made for {layout.shares} devices, got an axis of {shares}",
-                    do=f"Call init inside the same mapped axis {axis_name!r}",
-                )
-            )
+        _check_shares(layout, axis_name)
+        if weight is not None:
+            total = jax.lax.psum(jnp.asarray(weight, jnp.float32), axis_name)
+            updates = _weighted(updates, weight, total, layout.shares)
+            extra["weight"] = total
         leaves, treedef = jax.tree.flatten(updates)
-        mine = [_mean_share(g, cut, axis_name, shares) for g, cut in zip(leaves, layout.params, strict=True)]
+        mine = treedef.unflatten(_mean_shares(leaves, layout))
         values = None if params is None else _own(params, layout)
-        with sharded_over(axis_name):
-            changes, inner = rule.update(treedef.unflatten(mine), state.inner, values, **extra)
-        whole = [
-            _gathered(u, cut, axis_name, g.shape)
-            for u, cut, g in zip(jax.tree.leaves(changes), layout.params, leaves, strict=True)
-        ]
+        with sharded_over(axis_name), surrounded_by("zero"):
+            key = (layout, tuple(sorted(extra)))
+            if key not in checked:
+                refuse_reductions(rule, mine, state.inner, values, extra, axis_name)
+                checked.add(key)
+            # compiled apart from the exchange, the rule rounds as it does unsharded
+            mine, values = jax.lax.optimization_barrier((mine, values))
+            changes, inner = rule.update(mine, state.inner, values, **extra)
+            changes = jax.lax.optimization_barrier(changes)
+        whole = _gathered(jax.tree.leaves(changes), [g.shape for g in leaves], layout)
         return treedef.unflatten(whole), ZeroState(inner, layout)
 
     return make_rule(init, update)
 
 
-def _plan(rule: Rule, params: Params, axis_name: str, shares: int) -> Layout:
+def _plan(rule: Rule, params: Params, axis_name: str, shares: int, options: Options) -> Layout:
+    """The layout for `params`: large leaves cut along a dimension, small ones flattened."""
     leaves, treedef = jax.tree.flatten(params)
-    cuts = [choose_cut(x.shape, shares) for x in leaves]
-    shapes = [c.share_shape(x.shape, shares) if c else x.shape for c, x in zip(cuts, leaves, strict=True)]
-    own = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(shapes, leaves, strict=True)]
-    abstract = jax.eval_shape(rule.init, treedef.unflatten(own))
-    followed = follow("zero", abstract, params, lambda i: shapes[i])
-    # a lone element that follows no parameter is a scalar of the rule, not a share
+    cuts = [
+        choose_cut(x.shape, shares)
+        if x.size * x.dtype.itemsize >= options.min_bytes
+        else flat_cut(x.shape, shares)
+        for x in leaves
+    ]
+    own = [
+        jax.ShapeDtypeStruct(c.share_shape(x.shape, shares) if c else x.shape, x.dtype)
+        for c, x in zip(cuts, leaves, strict=True)
+    ]
+    tree = treedef.unflatten(own)
+    _check_early(rule, tree, axis_name)
+    abstract, followed = infer_specs("zero", rule.init, tree, [jax.sharding.PartitionSpec()] * len(own), None)
+    problems, state, shapes = Problems("zero"), [], []
+    for f, (path, x) in zip(followed, jax.tree_util.tree_flatten_with_path(abstract)[0], strict=True):
+        if f.param is None and x.size > 1:
+            problems.add(
+                f"inside a mapped axis a state leaf of shape {tuple(x.shape)} follows no parameter",
+                at=path_string(path),
+                allowed="leaves shaped like their parameter, and scalars",
+                do="Use zero(rule, mesh, axis) under jit",
+            )
+        # a lone element that follows no parameter is a scalar of the rule, not a share
+        state.append(None if f.param is None else cuts[f.param])
+        shapes.append(x.shape if f.param is None else leaves[f.param].shape)
+    problems.raise_if_any(ValueError)
     return Layout(
         axes=(axis_name,),
         shares=shares,
         mesh=None,
         params=tuple(cuts),
-        state=tuple(None if f.param is None else cuts[f.param] for f in followed),
-        shapes=tuple(
-            x.shape if f.param is None else leaves[f.param].shape
-            for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
-        ),
+        state=tuple(state),
+        shapes=tuple(shapes),
+        reasons=tuple(_reason(c) for c in cuts),
     )
+
+
+def _check_early(rule: Rule, shares: Params, axis_name: str) -> None:
+    """Refuses a rule in `init` already, where its update can be traced without further arguments."""
+    try:
+        refuse_reductions(rule, shares, jax.eval_shape(rule.init, shares), shares, {}, axis_name)
+    except ReductionError:
+        raise
+    except Exception:  # it takes arguments that only the step has: `update` looks again
+        return
+
+
+def _reason(cut: Cut | None) -> str:
+    if cut is None:
+        return "no elements"
+    if cut.dim is None:
+        return "flattened, in one collective with other small leaves"
+    return f"dimension {cut.dim}" + (f", padded from {cut.size} to {cut.padded}" if cut.waste else "")
+
+
+def _check_shares(layout: Layout, axis_name: str) -> None:
+    shares = _size(axis_name)
+    if layout.mesh is not None:
+        wrong = "the state was made under jit, for a mesh"
+    elif layout.shares != shares:
+        wrong = f"the state was made for {layout.shares} devices, got an axis of {shares}"
+    else:
+        return
+    raise ValueError(message("zero", wrong, do=f"Call init inside the same mapped axis {axis_name!r}"))
+
+
+def _weighted(updates: Updates, weight: Scalar, total: Array, shares: int) -> Updates:
+    """Gradients whose plain mean over devices is the mean weighted by `weight`."""
+    share = jnp.asarray(weight, jnp.float32) * shares
+    factor = jnp.where(total > 0, share / jnp.where(total > 0, total, 1.0), 0.0)
+
+    def scale(g: Array) -> Array:
+        wide = accumulation_dtype(g.dtype)
+        # a device that counts for nothing may hold anything, NaN too
+        return jnp.where(factor > 0, g.astype(wide) * factor.astype(wide), jnp.zeros((), wide)).astype(
+            g.dtype
+        )
+
+    return jax.tree.map(scale, updates)
+
+
+# --- whole leaves and shares --------------------------------------------------------------------------
 
 
 def _own(tree: Any, layout: Layout) -> Any:
     """This device's share of a tree of which every device holds all."""
-    index = jax.lax.axis_index(layout.axes[0])
     leaves, treedef = jax.tree.flatten(tree)
-    shares = []
-    for x, cut in zip(leaves, layout.params, strict=True):
+    cuts = zip(leaves, layout.params, strict=True)
+    return treedef.unflatten([_own_share(x, cut, layout) if cut else x for x, cut in cuts])
+
+
+def _own_share(x: Array, cut: Cut, layout: Layout) -> Array:
+    length, dim = cut.padded // layout.shares, cut.dim or 0
+    index = jax.lax.axis_index(layout.axes[0])
+    share = jax.lax.dynamic_slice_in_dim(cut.store(x), index * length, length, axis=dim)
+    return share.reshape(cut.share_shape(x.shape, layout.shares))
+
+
+def _mean_shares(leaves: list[Array], layout: Layout) -> list[Array]:
+    """This device's shares of the mean over devices, summed in the accumulation dtype."""
+    axis_name, shares = layout.axes[0], layout.shares
+
+    def scatter(x: Array, dim: int) -> Array:
+        # divided before the sum: compilers fold a division after it into the rule's own constants
+        x = as_varying(x, axis_name) / shares
+        return jax.lax.psum_scatter(x, axis_name, scatter_dimension=dim, tiled=True)
+
+    means: list[Any] = list(leaves)
+    for i, (g, cut) in enumerate(zip(leaves, layout.params, strict=True)):
         if cut is None:
-            shares.append(x)
             continue
-        length = cut.padded // layout.shares
-        shares.append(jax.lax.dynamic_slice_in_dim(cut.pad(x), index * length, length, axis=cut.dim))
-    return treedef.unflatten(shares)
+        if _is_reduced(g, axis_name):
+            means[i] = _own_share(g, cut, layout)
+        elif cut.dim is not None:
+            wide = cut.store(g).astype(accumulation_dtype(g.dtype))
+            means[i] = scatter(wide, cut.dim).astype(g.dtype)
+    pending = [(i, cut) for i, cut in _flat(layout) if not _is_reduced(leaves[i], axis_name)]
+    for members in _by_dtype(pending, [accumulation_dtype(leaves[i].dtype) for i, _ in pending]):
+        rows = [
+            cut.store(leaves[i]).astype(accumulation_dtype(leaves[i].dtype)).reshape(shares, -1)
+            for i, cut in members
+        ]
+        row = scatter(jnp.concatenate(rows, axis=1), 0)[0]
+        for (i, cut), part in zip(
+            members, _split(row, [c.padded // shares for _, c in members]), strict=True
+        ):
+            means[i] = part.astype(leaves[i].dtype).reshape(cut.share_shape(leaves[i].shape, shares))
+    return means
 
 
-def _mean_share(g: Array, cut: Cut | None, axis_name: str, shares: int) -> Array:
-    """This device's share of the mean over devices, summed in the accumulation dtype."""
-    if cut is None:
-        return g
-    wide = cut.pad(g).astype(accumulation_dtype(g.dtype))
-    total = jax.lax.psum_scatter(wide, axis_name, scatter_dimension=cut.dim, tiled=True)
-    return (total / shares).astype(g.dtype)
+def _gathered(changes: list[Array], shapes: list[tuple[int, ...]], layout: Layout) -> list[Array]:
+    """Whole leaves of which each device holds a share."""
+    axis_name, shares = layout.axes[0], layout.shares
+
+    def gather(x: Array, dim: int) -> Array:
+        return all_gather_invariant(as_varying(x, axis_name), axis_name, axis=dim)
+
+    whole: list[Any] = list(changes)
+    for i, (u, cut) in enumerate(zip(changes, layout.params, strict=True)):
+        if cut is not None and cut.dim is not None:
+            whole[i] = cut.load(gather(u, cut.dim), shapes[i])
+    flat = _flat(layout)
+    for members in _by_dtype(flat, [changes[i].dtype for i, _ in flat]):
+        rows = gather(jnp.concatenate([changes[i].reshape(1, -1) for i, _ in members], axis=1), 0)
+        parts = _split(rows, [c.padded // shares for _, c in members])
+        for (i, cut), part in zip(members, parts, strict=True):
+            whole[i] = cut.load(part.reshape(-1), shapes[i])
+    return whole
 
 
-def _gathered(u: Array, cut: Cut | None, axis_name: str, shape: tuple[int, ...]) -> Array:
-    if cut is None:
-        return u
-    return cut.unpad(jax.lax.all_gather(u, axis_name, axis=cut.dim, tiled=True), shape)
+def _flat(layout: Layout) -> list[tuple[int, Cut]]:
+    """The flattened leaves: their places and cuts."""
+    return [(i, cut) for i, cut in enumerate(layout.params) if cut is not None and cut.dim is None]
+
+
+def _by_dtype(members: Sequence[tuple[int, Cut]], dtypes: Sequence[Any]) -> list[list[tuple[int, Cut]]]:
+    groups: dict[Any, list[tuple[int, Cut]]] = {}
+    for member, dtype in zip(members, dtypes, strict=True):
+        groups.setdefault(dtype, []).append(member)
+    return list(groups.values())
+
+
+def _split(x: Array, lengths: Sequence[int]) -> list[Array]:
+    """Pieces along the last axis."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    axis = x.ndim - 1
+    return [jax.lax.slice_in_dim(x, s, s + n, axis=axis) for s, n in zip(starts, lengths, strict=True)]
+
+
+def _is_reduced(g: Array, axis_name: str) -> bool:
+    """Is it known that all devices hold the same gradient? `shard_map` keeps such types."""
+    return varies(jax.lax.axis_index(axis_name), axis_name) and not varies(g, axis_name)
 
 
 def _size(axis_name: str) -> int:
@@ -109,6 +249,6 @@ def _size(axis_name: str) -> int:
             message(
                 "zero",
                 f"axis_name is not a mapped axis here, got {axis_name!r}",
-                do="Call init and update inside jax.pmap(..., axis_name=...), or give a mesh for jit",
+                do="Call init and update inside shard_map or pmap, or give a mesh for jit",
             )
         ) from None

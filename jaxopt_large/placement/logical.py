@@ -18,7 +18,7 @@ def unpadded(tree: Any) -> Any:
     """
 
     def leaf(x: Any, cut: Cut | None, shape: tuple[int, ...]) -> Any:
-        return x if cut is None or x.shape == shape else cut.unpad(x, shape)
+        return x if cut is None or x.shape == shape else cut.load(x, shape)
 
     return _map_zero(tree, leaf)
 
@@ -48,7 +48,7 @@ def repadded(values: Any, like: Any) -> Any:
         leaves = [
             x
             if cut is None or x.shape == target.shape
-            else jax.jit(cut.pad, out_shardings=target.sharding)(x)
+            else jax.jit(cut.store, out_shardings=target.sharding)(x)
             for x, cut, target in zip(inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True)
         ]
         return ZeroState(inner.unflatten(leaves), old.layout)
@@ -67,8 +67,10 @@ def joined(tree: Any) -> Any:
         if cut is None:
             return _first(x)
         shares = np.asarray(x)
+        if cut.dim is None:
+            return shares.reshape(-1)[: cut.size].reshape(shape)
         whole = np.concatenate(list(shares), axis=cut.dim)
-        return whole[(slice(None),) * cut.dim + (slice(0, cut.size),)].reshape(shape)
+        return whole[(slice(None),) * cut.dim + (slice(0, cut.size),)]
 
     return _map_zero(tree, leaf, other=_first)
 
@@ -122,5 +124,6 @@ def _first(x: Any) -> Any:
 
 
 def _shares(x: Any, cut: Cut, layout: Layout) -> Any:
-    whole = np.asarray(cut.pad(jnp.asarray(x)))
-    return np.stack(np.split(whole, layout.shares, axis=cut.dim))
+    whole = np.asarray(cut.store(jnp.asarray(x)))
+    parts = np.split(whole, layout.shares, axis=cut.dim or 0)
+    return np.stack([p.reshape(cut.share_shape(np.shape(x), layout.shares)) for p in parts])

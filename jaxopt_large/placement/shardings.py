@@ -1,30 +1,74 @@
-"""The sharding of every leaf of a rule's state, before anything is allocated."""
+"""The spec and the sharding of every leaf of a rule's state, before anything is allocated."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from .._types import AnyRule, Params
+from ._cuts import normal_spec
+from ._jit import param_specs
 from ._known import known_shardings
-from ._layout import ZeroState, follow, sharding_of
+from ._layout import Layout, ZeroState, is_zero, sharding_of
+from ._specs import infer_specs
+
+_WHO = "state_shardings"
 
 
-def state_shardings(rule: AnyRule, params: Params) -> Any:
-    """Where `rule.init(params)` puts its leaves, for `jit`'s `out_shardings` and for checkpoints.
+def state_specs(
+    rule: AnyRule,
+    params: Params,
+    mesh: Mesh | AbstractMesh | None = None,
+    *,
+    specs: Mapping[str, PartitionSpec] | None = None,
+) -> Any:
+    """How mesh axes divide each leaf of the state of `rule`, for any rule of ours or optax's.
 
-    Leaves under `zero` are where it places them; others follow the parameter whose shape they have,
-    and scalars are replicated.
+    A leaf under `zero` is as `zero` places it. Any other leaf has, in this order: the spec that
+    `specs` gives it; that of the parameter on its path whose shape it has; the spec in its type when
+    `init` is evaluated with Explicit axes; the spec of its dimensions, where they are some of a
+    parameter's (factored moments) or a parameter's and more (histories). Scalars are replicated.
 
     Args:
-      rule: any rule, ours or optax's; `zero` may stand anywhere inside.
+      rule: any rule; `zero` may stand anywhere inside.
       params: arrays, or `jax.ShapeDtypeStruct`s with a `sharding`.
+      mesh: by default the one on which the parameters live.
+      specs: glob over state paths -> PartitionSpec, for leaves that follow no parameter.
+
+    Returns:
+      A tree of `PartitionSpec`s with the structure of the state.
+
+    Raises:
+      ValueError: a leaf of more than 64 KiB follows no parameter although parameters are divided; the
+        parameters live on another mesh; a given spec fits no leaf.
+
+    >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "model"))
+    >>> params = {"w": jax.ShapeDtypeStruct((256, 128), jnp.float32, sharding=sharding)}
+    >>> state = jl.state_specs(optax.adafactor(1e-3), params)
+    >>> state[0].v_row["w"], state[0].v_col["w"]
+    (PartitionSpec('model',), PartitionSpec('data',))
+    """
+    return jax.tree.map(
+        lambda s: s.spec if isinstance(s, NamedSharding) else PartitionSpec(),
+        state_shardings(rule, params, mesh, specs=specs),
+    )
+
+
+def state_shardings(
+    rule: AnyRule,
+    params: Params,
+    mesh: Mesh | AbstractMesh | None = None,
+    *,
+    specs: Mapping[str, PartitionSpec] | None = None,
+) -> Any:
+    """Where `rule.init(params)` belongs, for `jit`'s `out_shardings` and for checkpoints.
+
+    Args and errors are those of `state_specs`.
 
     Returns:
       A tree of shardings with the structure of the state.
-
-    Raises:
-      ValueError: a leaf outside `zero` has elements but not the shape of its parameter.
 
     >>> params = {"w": jnp.ones((4, 4))}
     >>> [s.num_devices for s in jax.tree.leaves(jl.state_shardings(jl.adam(1e-3), params))]
@@ -34,27 +78,71 @@ def state_shardings(rule: AnyRule, params: Params) -> Any:
     shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
     with known_shardings(shardings):
         state = jax.eval_shape(rule.init, params)
-    nodes, treedef = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, ZeroState))
-    zeros = [x for x in nodes if isinstance(x, ZeroState)]
-    scalar = _scalar_sharding([*shardings.values()], zeros)
-    plain = treedef.unflatten([None if isinstance(x, ZeroState) else x for x in nodes])
-    shapes = [x.shape for _, x in leaves]
-    followed = iter(follow("state_shardings", plain, params, lambda i: shapes[i]))
-    whole: list[Sharding] = [shardings.get(path, scalar) for path, _ in leaves]
+        mesh = mesh or _mesh_of([*shardings.values()], state)
+        divided = [PartitionSpec()] * len(leaves) if mesh is None else param_specs(_WHO, params, mesh)
+
+    def outside(params: Params) -> Any:
+        """The state without what `zero` has placed already."""
+        return jax.tree.map(lambda x: None if is_zero(x) else x, rule.init(params), is_leaf=is_zero)
+
+    _, followed = infer_specs(_WHO, outside, params, divided, mesh, specs)
+    everywhere = _everywhere(mesh, [*shardings.values()])
+    found = iter(followed)
 
     def place(node: Any) -> Any:
-        if isinstance(node, ZeroState):
+        if is_zero(node):
             return ZeroState(node.layout.state_shardings(node.inner), node.layout)
-        param = next(followed).param
-        return scalar if param is None else whole[param]
+        spec = next(found).spec
+        return everywhere if mesh is None else NamedSharding(mesh, spec)
 
+    nodes, treedef = jax.tree.flatten(state, is_leaf=is_zero)
     return treedef.unflatten([place(x) for x in nodes])
 
 
-def _scalar_sharding(shardings: list[Sharding], zeros: list[ZeroState]) -> Sharding:
-    """Replicated over the mesh in use; the one device when there is no mesh."""
+def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, int]) -> Any:
+    """The specs of `rule.init(params)` inside `shard_map`, for its `in_specs` and `out_specs`.
+
+    Args:
+      rule: a rule with `zero(..., axis_name=...)` in it.
+      params: what `init` is given inside: arrays or shapes.
+      axis_sizes: mapped axis -> number of devices along it.
+
+    Returns:
+      A tree of `PartitionSpec`s with the structure of the state: shares are divided along the dimension
+      that is cut, all else is replicated.
+
+    >>> rule = jl.zero(jl.adam(1e-3), axis_name="data")
+    >>> state = jl.mapped_state_specs(rule, {"w": jnp.ones((64, 512))}, {"data": 8})
+    >>> state.inner[0].mu["w"], state.inner[0].count
+    (PartitionSpec('data',), PartitionSpec())
+    """
+    init = rule.init
+    for name, size in axis_sizes.items():
+        init = jax.vmap(init, in_axes=None, out_axes=0, axis_name=name, axis_size=size)
+    state = jax.eval_shape(init, params)
+
+    def place(node: Any) -> Any:
+        if not is_zero(node):
+            return PartitionSpec()
+        layout: Layout = node.layout
+        specs = [
+            PartitionSpec() if cut is None else normal_spec([()] * (cut.dim or 0) + [layout.axes])
+            for cut in layout.state
+        ]
+        return ZeroState(jax.tree.structure(node.inner).unflatten(specs), layout)
+
+    return jax.tree.map(place, state, is_leaf=is_zero)
+
+
+def _mesh_of(shardings: list[Sharding], state: Any) -> Any:
+    """The mesh of the parameters, else that of a `zero`; None when there is none."""
     meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
-    meshes += [z.layout.mesh for z in zeros]
-    if meshes:
-        return NamedSharding(meshes[0], PartitionSpec())
+    meshes += [x.layout.mesh for x in jax.tree.leaves(state, is_leaf=is_zero) if is_zero(x)]
+    return meshes[0] if meshes else None
+
+
+def _everywhere(mesh: Any, shardings: list[Sharding]) -> Sharding:
+    """Replicated over the mesh in use; the one device when there is no mesh."""
+    if mesh is not None:
+        return NamedSharding(mesh, PartitionSpec())
     return shardings[0] if shardings else SingleDeviceSharding(jax.devices()[0])

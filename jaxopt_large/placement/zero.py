@@ -1,17 +1,26 @@
 """ZeRO-1: each device keeps its share of the optimizer state (Rajbhandari et al. 2020)."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from .._errors import Problems, message
 from .._types import AnyRule, Rule
-from ._jit import zero_in_jit
+from ._jit import Options, zero_in_jit
 from ._mapped import zero_in_mapped_axis
+from ._specs import SMALL
 
 
 def zero(
-    rule: AnyRule, mesh: Mesh | AbstractMesh | None = None, axis: Any = None, *, axis_name: str | None = None
+    rule: AnyRule,
+    mesh: Mesh | AbstractMesh | None = None,
+    axis: Any = None,
+    *,
+    axis_name: str | None = None,
+    layers: str | None = None,
+    min_bytes: int = SMALL,
+    specs: Mapping[str, PartitionSpec] | None = None,
 ) -> Rule:
     """Divides a rule's state over devices; the numbers stay those of the rule.
 
@@ -21,32 +30,43 @@ def zero(
 
     `init` allocates the shares in place. In `update` each device gets its share of the gradient,
     runs the rule on it and shares the result; XLA turns this into a reduce-scatter and an all-gather.
-    Updates come back in the layout that the parameters had in `init`; call `init` outside `jit` if
-    they are sharded (inside, they count as replicated).
+    The rule sees whole leaves, so any rule works, one with norms or matrix products too. Axes of the
+    mesh may be Auto or Explicit. Updates come back in the layout that the parameters had in `init`;
+    call `init` outside `jit` if they are sharded (inside, under Auto axes, they count as replicated).
+    Parameters that `axis` divides already (FSDP) keep their layout, and so does their state.
 
-    Inside `pmap` and other mapped axes, name the axis; `init` must run inside too:
+    Each leaf is divided along one dimension: one that divides evenly and, if it can be, is neither the
+    last nor one that the mesh divides already. Where none divides, one is zero-padded by at most 1 %
+    in storage; else the leaf is stored flat. `jl.explain(rule, params)` shows every decision.
+
+    Inside `shard_map`, `pmap` and other mapped axes, name the axis; `init` must run inside too:
 
         rule = jl.zero(jl.adamw(3e-4), axis_name="data")
 
-    There `update` takes each device's *own* gradients and averages them over the axis (gradients that
-    are averaged already pass unchanged), in float32.
-
-    Each leaf is divided along one dimension, zero-padded where none divides; the inner rule sees the
-    padding as parameters that are 0 and have gradient 0. Rules that work element by element, and
-    norms, do not notice.
+    There `update` takes each device's *own* gradients and averages them over the axis, in float32
+    (gradients that are averaged already pass unchanged). `update(..., weight=n)` weights the mean,
+    say by each device's number of tokens. Leaves below `min_bytes` are exchanged together, in one
+    collective. The inner rule sees shares: rules of ours sum over the axis where they reduce; a rule
+    of optax that reduces over a leaf, or draws random numbers for one, is refused by name.
 
     Args:
-      rule: any rule whose state holds scalars and leaves shaped like the parameters.
-      mesh: the mesh; an abstract one will do for `state_shardings`.
+      rule: any rule.
+      mesh: the mesh; an abstract one will do for `state_shardings` and `explain`.
       axis: one of its axes, or a tuple of them.
       axis_name: the mapped axis, in place of mesh and axis.
+      layers: a glob over the parameters whose first dimension runs over the layers of a `lax.scan`: it
+        is not cut, since compilers lose the reduce-scatter there.
+      min_bytes: parameters smaller than this keep their layout, and so does their state: a collective
+        costs more than they weigh.
+      specs: glob over state paths -> PartitionSpec, for leaves that follow no parameter.
 
     Returns:
       The rule; its state is `ZeroState(inner, layout)`.
 
     Raises:
-      ValueError: the axis is not in the mesh; from `init`, when a state leaf follows no parameter or
-        the parameters live on another mesh; from `update`, when the state was made for another mesh.
+      ValueError: the axis is not in the mesh; from `init`, when a large state leaf follows no
+        parameter, or the parameters live on another mesh; from `update`, when the state was made for
+        another mesh; inside a mapped axis, when the rule would reduce over a share.
       TypeError: neither a mesh with an axis nor an axis_name is given, or both.
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.
@@ -61,8 +81,15 @@ def zero(
                 allowed="a mesh and an axis under jit, or axis_name alone inside pmap",
             )
         )
+    if isinstance(min_bytes, bool) or not isinstance(min_bytes, int) or min_bytes < 0:
+        raise ValueError(
+            message("zero", f"min_bytes is out of range, got {min_bytes!r}", allowed="bytes >= 0")
+        )
+    options = Options(layers, min_bytes, specs)
     if axis_name is not None:
-        return zero_in_mapped_axis(rule, axis_name)
+        if layers is not None or specs is not None:
+            raise TypeError(message("zero", "layers and specs are for a mesh", do="Leave them out"))
+        return zero_in_mapped_axis(rule, axis_name, options)
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(
             message(
@@ -78,4 +105,4 @@ def zero(
                 allowed=f"the axes are {', '.join(f'{n!r} ({s})' for n, s in mesh.shape.items())}",
             )
     problems.raise_if_any()
-    return zero_in_jit(rule, mesh, axes)
+    return zero_in_jit(rule, mesh, axes, options)

@@ -1,0 +1,211 @@
+"""Finds rules that would reduce over one device's share of a leaf as if it were the leaf.
+
+Inside a mapped axis a rule sees shares. What works element by element is right there; a norm, a mean
+or a matrix product of a share is not that of the leaf, and nothing would say so. The rule is therefore
+traced once, and values that depend on shares are followed through its equations.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from .._errors import message
+from .._types import Params, Rule, State, Updates
+
+# what ours does right that optax's cannot know of
+_OURS = {
+    "clip_by_global_norm": "jl.clip_by_global_norm",
+    "apply_if_finite": "jl.skip_nonfinite",
+    "MultiSteps": "jl.accumulate",
+}
+
+_ELEMENTWISE_NAMES = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh
+    device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
+    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape round rsqrt
+    select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
+    sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
+"""
+_ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
+_WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame
+_WHOLE_AFTERWARDS = ("psum", "pmax", "pmin", "all_gather")
+_RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
+
+
+class ReductionError(ValueError):
+    """A rule would take one device's share of a leaf for the leaf."""
+
+
+class _Kind(enum.IntEnum):
+    """What a value is, seen from one device."""
+
+    UNIFORM = 0  # the same for every share
+    SHARE = 1  # element by element that of the whole leaf
+    PARTIAL = 2  # of one share only: wrong, unless it is still summed over the axis
+
+
+class _Value(NamedTuple):
+    kind: _Kind
+    blame: str = ""  # who made it partial
+
+
+_UNIFORM = _Value(_Kind.UNIFORM)
+
+
+def refuse_reductions(
+    rule: Rule, updates: Updates, state: State, params: Params, extra: dict[str, Any], axis_name: str
+) -> None:
+    """Traces `rule.update` on shares and raises if a result depends on more than its own elements.
+
+    Raises:
+      ReductionError: names who reduces over a share, and what to use instead.
+    """
+    shares, uniform = jax.tree.leaves((updates, params)), jax.tree.leaves(state)
+    values = [_Value(_Kind.SHARE)] * len(jax.tree.leaves(updates))
+    values += [_Value(_Kind.SHARE if x.ndim else _Kind.UNIFORM) for x in uniform]
+    values += [_Value(_Kind.SHARE)] * (len(shares) - len(jax.tree.leaves(updates)))
+
+    def step(updates: Updates, state: State, params: Params) -> Any:
+        return rule.update(updates, state, params, **extra)
+
+    closed = jax.make_jaxpr(step)(updates, state, params)
+    for value in _follow(closed.jaxpr, values, axis_name, ""):
+        if value.kind is _Kind.PARTIAL:
+            _refuse(value.blame, axis_name)
+
+
+def _refuse(blame: str, axis_name: str) -> None:
+    name = blame.rsplit(".", 1)[-1].split(" ")[0]
+    ours = _OURS.get(name)
+    under_jit = "zero(rule, mesh, axis) under jit, where every rule sees whole leaves"
+    raise ReductionError(
+        message(
+            "zero",
+            f"{blame} within the axis {axis_name!r}, and would see one device's share of each leaf",
+            allowed="inside a mapped axis optax's rules must work element by element",
+            do=f"Use {ours}, which sums over the axis, or {under_jit}" if ours else f"Use {under_jit}",
+        )
+    )
+
+
+def _follow(jaxpr: Any, inputs: Sequence[_Value], axis_name: str, outer: str) -> list[_Value]:
+    """What the outputs of a jaxpr are, given what its inputs are."""
+    known: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> _Value:
+        return _UNIFORM if hasattr(atom, "val") else known.get(atom, _UNIFORM)
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        results = _equation(eqn, operands, axis_name, outer)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> list[_Value]:
+    name, count = eqn.primitive.name, len(eqn.outvars)
+    most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
+    blame = _transform(eqn) or outer
+    if name in ("cond", "while", "scan"):
+        return _LOOPS[name](eqn, operands, axis_name, blame)
+    inner = _only_jaxpr(eqn)
+    if inner is not None and len(inner.invars) == len(operands):
+        return _follow(inner, operands, axis_name, blame)
+    if name.startswith(_RANDOM):
+        large = any(v.aval.size > 1 for v in eqn.outvars)
+        drawn = _Value(_Kind.PARTIAL, f"{blame or 'the rule'} draws random numbers by shape")
+        return [drawn if large else _UNIFORM] * count
+    if name.startswith(_WHOLE_AFTERWARDS) and not name.startswith("psum_scatter"):
+        axes = eqn.params.get("axes", eqn.params.get("axis_name", ()))
+        if axis_name in (axes if isinstance(axes, tuple) else (axes,)):
+            gathers = name.startswith("all_gather")
+            return [
+                _Value(_Kind.PARTIAL, f"{blame or 'the rule'} adds up different shares")
+                if v.kind is _Kind.SHARE and not gathers
+                else _UNIFORM
+                for v in operands
+            ]
+    if most.kind is _Kind.SHARE and name not in _ELEMENTWISE:
+        doing = (
+            "reduces over a leaf" if name.startswith(("reduce", "arg", "dot")) else f"uses {name} on a leaf"
+        )
+        return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} {doing}")] * count
+    return [most] * count
+
+
+def _only_jaxpr(eqn: Any) -> Any:
+    """The jaxpr that a call equation calls."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if key in eqn.params:
+            return getattr(eqn.params[key], "jaxpr", eqn.params[key])
+    return None
+
+
+def _joined(one: list[_Value], other: list[_Value]) -> list[_Value]:
+    return [max(a, b, key=lambda v: v.kind) for a, b in zip(one, other, strict=True)]
+
+
+def _follow_cond(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
+    choice, *rest = operands
+    results = [_UNIFORM] * len(eqn.outvars)
+    for branch in eqn.params["branches"]:
+        results = _joined(results, _follow(branch.jaxpr, rest, axis_name, blame))
+    return [choice] * len(results) if choice.kind is _Kind.PARTIAL else results
+
+
+def _follow_while(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
+    p = eqn.params
+    before_test, before = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    test_consts, consts, carry = operands[:before_test], operands[before_test:before], operands[before:]
+    carry = _settled(p["body_jaxpr"].jaxpr, consts, carry, axis_name, blame)
+    (test,) = _follow(p["cond_jaxpr"].jaxpr, [*test_consts, *carry], axis_name, blame)
+    return [test] * len(carry) if test.kind is _Kind.PARTIAL else carry
+
+
+def _follow_scan(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
+    p = eqn.params
+    jaxpr, n, k = p["jaxpr"].jaxpr, p["num_consts"], p["num_carry"]
+    consts, carry, xs = operands[:n], operands[n : n + k], operands[n + k :]
+    # a scanned axis takes a share apart by position
+    xs = [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} scans a leaf") if v.kind else v for v in xs]
+    carry = _settled(jaxpr, consts, carry, axis_name, blame, xs)
+    return [*carry, *_follow(jaxpr, [*consts, *carry, *xs], axis_name, blame)[k:]]
+
+
+def _settled(
+    jaxpr: Any,
+    consts: list[_Value],
+    carry: list[_Value],
+    axis_name: str,
+    blame: str,
+    xs: Sequence[_Value] = (),
+) -> list[_Value]:
+    """What a loop's carry is after any number of rounds: kinds only rise, so this ends."""
+    while True:
+        after = _follow(jaxpr, [*consts, *carry, *xs], axis_name, blame)[: len(carry)]
+        new = _joined(carry, after)
+        if [v.kind for v in new] == [v.kind for v in carry]:
+            return new
+        carry = new
+
+
+_LOOPS = {"cond": _follow_cond, "while": _follow_while, "scan": _follow_scan}
+
+
+def _transform(eqn: Any) -> str:
+    """The transform whose `update` this equation belongs to, like "optax.clip_by_global_norm"."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        function, *rest = frame.function_name.split(".")
+        if function in _WRAPPERS or not any(part.startswith("update") for part in rest):
+            continue
+        parts = frame.file_name.replace("\\", "/").split("/")
+        if "optax" in parts:
+            return f"optax.contrib.{function}" if "contrib" in parts else f"optax.{function}"
+        if "placement" not in parts:
+            return function
+    return ""
