@@ -1,12 +1,17 @@
 """The public surface."""
 
+from . import plan as plan
 from ._numerics import global_norm as global_norm
+from .accumulation import accumulate as accumulate
+from .accumulation import microbatched_grad as microbatched_grad
+from .accumulation import microbatched_value_and_grad as microbatched_value_and_grad
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import read_metadata as read_metadata
 from .checkpoint import restore as restore
 from .checkpoint import save as save
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .placement.shardings import gradient_shardings as gradient_shardings
 from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings
 from .placement.shardings import state_specs as state_specs

@@ -56,8 +56,21 @@ def all_gather_invariant(x: Any, axis_name: str, *, axis: int) -> Any:
 
 def varies(x: Any, axis_name: str) -> bool:
     """Is `x` typed as different on the devices of a mapped axis?"""
-    kind: Any = jax.typeof(x)
-    return axis_name in (kind.mat.varying if hasattr(kind, "mat") else kind.vma)
+    return axis_name in _varying_axes(x)
+
+
+def _varying_axes(x: Any) -> Any:
+    """The mapped axes along which an array, or the `jax.ShapeDtypeStruct` of one, is typed as different."""
+    kind: Any = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    kind = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None) or kind
+    return getattr(kind, "varying", None) or getattr(kind, "vma", None) or ()
+
+
+def like_varying(x: Any, like: Any) -> Any:
+    """`x` typed as different on the devices of all mapped axes along which `like` is."""
+    for axis_name in _varying_axes(like):
+        x = as_varying(x, axis_name)
+    return x
 
 
 def as_varying(x: Any, axis_name: str) -> Any:

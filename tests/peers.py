@@ -90,7 +90,7 @@ PEERS = [
         elementwise=False,
         rounding=1e-6,
     ),
-    Peer("schedule_free", lambda: optax.contrib.schedule_free_adamw(1e-2), rounding=1e-6),
+    Peer("schedule_free", lambda: optax.contrib.schedule_free_adamw(1e-2), rounding=1e-4),
     Peer("multisteps", lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation()),
     Peer(
         "inject",

@@ -40,7 +40,7 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
     explicit = AxisType.Explicit in mesh.axis_types
 
     def init(params: Params) -> ZeroState:
-        check_alone()
+        check_order()
         with surrounded_by("zero"):
             layout, abstract = _plan(rule, params, mesh, axes, options)
 
@@ -119,8 +119,16 @@ def decide(
     return Decision(cut, cut_spec(spec, cut, axes, leaf.ndim), f"dimension {cut.dim}{minor}{padded}")
 
 
-def check_alone() -> None:
-    """Raises inside another `zero`."""
+def check_order() -> None:
+    """Raises inside a wrapper inside which `zero` cannot do its work."""
+    if is_surrounded_by("accumulate sharded"):
+        raise ValueError(
+            message(
+                "zero",
+                "the rule is inside accumulate(mode='sharded'), whose accumulators it would not divide",
+                do="Write zero(accumulate(rule, steps), ...)",
+            )
+        )
     if is_surrounded_by("zero"):
         raise ValueError(
             message(
@@ -153,7 +161,7 @@ def _plan(
         "zero", rule.init, params, [d.spec for d in decisions], mesh, options.specs
     )
     state = [
-        _stored_as(f, x, decisions, mesh, axes)
+        _stored_as(f, x, decisions, mesh, axes, options)
         for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
     ]
     layout = Layout(
@@ -171,14 +179,32 @@ def _plan(
     return layout, abstract
 
 
+def _is_left_whole(followed: Followed, leaf: Any, axes: tuple[str, ...], options: Options) -> bool:
+    """Is it large, and not divided with its parameter? Sums over the dimension that is cut are not."""
+    names = {name for dim in range(leaf.ndim) for name in entry(followed.spec, dim)}
+    size = leaf.size * leaf.dtype.itemsize
+    return followed.derived and leaf.size > 1 and size >= options.min_bytes and not names & set(axes)
+
+
 def _stored_as(
-    followed: Followed, leaf: Any, decisions: list[Decision], mesh: Any, axes: tuple[str, ...]
+    followed: Followed,
+    leaf: Any,
+    decisions: list[Decision],
+    mesh: Any,
+    axes: tuple[str, ...],
+    options: Options,
 ) -> tuple[Cut | None, PartitionSpec]:
     """How a state leaf is stored: like its parameter's share, or by its own spec, padded to fit it."""
     if followed.param is not None and leaf.size > 1:
         cut = decisions[followed.param].cut
         if cut is not None and cut.dim is None:
             return cut, cut_spec(followed.spec, cut, axes, leaf.ndim)
+    elif _is_left_whole(followed, leaf, axes, options):
+        cut = choose_cut(leaf.shape, math.prod(mesh.shape[a] for a in axes), followed.spec, mesh)
+        if cut is not None:
+            return cut if cut.waste or cut.dim is None else None, cut_spec(
+                followed.spec, cut, axes, leaf.ndim
+            )
     parts = [entry(followed.spec, dim) for dim in range(leaf.ndim)]
     uneven = [d for d in range(leaf.ndim) if leaf.shape[d] % shards_of(followed.spec, d, mesh)]
     for dim in uneven[1:]:  # several only where a rule multiplies dimensions: one is enough

@@ -15,7 +15,7 @@ from .._numerics import accumulation_dtype
 from .._paths import path_string
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut, choose_cut, flat_cut
-from ._jit import Options, check_alone
+from ._jit import Options, check_order
 from ._layout import Layout, ZeroState
 from ._reductions import ReductionError, refuse_reductions
 from ._specs import infer_specs
@@ -26,7 +26,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
     checked: set[Any] = set()  # layouts for which the rule is known to work on shares
 
     def init(params: Params) -> ZeroState:
-        check_alone()
+        check_order()
         shares = _size(axis_name)
         with sharded_over(axis_name), surrounded_by("zero"):
             layout = _plan(rule, params, axis_name, shares, options)

@@ -30,6 +30,7 @@ class Followed(NamedTuple):
     spec: PartitionSpec
     param: int | None  # the parameter whose shape it has, in the order of `jax.tree.leaves`
     reason: str
+    derived: bool = False  # has some of a parameter's dimensions, or its type says so
 
 
 def infer_specs(
@@ -75,7 +76,7 @@ def infer_specs(
             spec = respelled(specs[follows], leaf.ndim)
             found.append(Followed(spec, follows, f"shaped like {path_string(keys[follows]) or 'it'}"))
         elif typed is not None and typed[index] != PartitionSpec():
-            found.append(Followed(typed[index], None, "typed so by init"))
+            found.append(Followed(typed[index], None, "typed so by init", derived=True))
         elif (derived := _derived(path, index, leaf, keys, shapes, specs, probe)) is not None:
             found.append(derived)
         elif not divided or leaf.size * leaf.dtype.itemsize < SMALL:
@@ -192,7 +193,8 @@ def _derived(
         if len(found) > 1:  # two dimensions of equal length: evaluate where they differ
             way = probe.dimension_map(i, index, len(leaf.shape))
             found = {_mapped_spec(way if way in ways else ways[0], specs[i])}
-        return Followed(found.pop(), None, f"dimensions of {path_string(keys[i]) or 'the parameter'}")
+        reason = f"dimensions of {path_string(keys[i]) or 'the parameter'}"
+        return Followed(found.pop(), None, reason, derived=True)
     return None
 
 

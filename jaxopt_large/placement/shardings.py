@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from .._errors import message
 from .._types import AnyRule, Params
 from ._cuts import normal_spec
 from ._jit import param_specs
@@ -74,12 +75,10 @@ def state_shardings(
     >>> [s.num_devices for s in jax.tree.leaves(jl.state_shardings(jl.adam(1e-3), params))]
     [1, 1, 1]
     """
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
-    with known_shardings(shardings):
-        state = jax.eval_shape(rule.init, params)
-        mesh = mesh or _mesh_of([*shardings.values()], state)
-        divided = [PartitionSpec()] * len(leaves) if mesh is None else param_specs(_WHO, params, mesh)
+    state, shardings = _abstract_state(rule, params)
+    mesh = mesh or _mesh_of([*shardings.values()], state)
+    whole = [PartitionSpec()] * len(jax.tree.leaves(params))
+    divided = whole if mesh is None else param_specs(_WHO, params, mesh)
 
     def outside(params: Params) -> Any:
         """The state without what `zero` has placed already."""
@@ -97,6 +96,38 @@ def state_shardings(
 
     nodes, treedef = jax.tree.flatten(state, is_leaf=is_zero)
     return treedef.unflatten([place(x) for x in nodes])
+
+
+def gradient_shardings(rule: AnyRule, params: Params) -> Any:
+    """Where `zero` keeps its share of each gradient, for accumulators and for `jit`'s shardings.
+
+    Args:
+      rule: a rule with `zero(..., mesh, axis)` at its root or inside, over all the parameters.
+      params: arrays, or `jax.ShapeDtypeStruct`s with a `sharding`.
+
+    Returns:
+      A tree of shardings like `params`; a leaf that is stored flat has its parameter's.
+
+    Raises:
+      ValueError: there is no `zero` over all the parameters.
+    """
+    state, _ = _abstract_state(rule, params)
+    leaves, treedef = jax.tree.flatten(params)
+    for node in jax.tree.leaves(state, is_leaf=is_zero):
+        if is_zero(node) and node.layout.mesh is not None and len(node.layout.share_specs) == len(leaves):
+            layout: Layout = node.layout
+            return treedef.unflatten([NamedSharding(layout.mesh, spec) for spec in layout.share_specs])
+    raise ValueError(
+        message("gradient_shardings", "no zero over all the parameters is in the rule", do="Wrap it in zero")
+    )
+
+
+def _abstract_state(rule: AnyRule, params: Params) -> tuple[Any, dict[Any, Sharding]]:
+    """The state's shapes, and key path -> sharding of the parameters that have one."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
+    with known_shardings(shardings):
+        return jax.eval_shape(rule.init, params), shardings
 
 
 def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, int]) -> Any:

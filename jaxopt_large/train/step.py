@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._numerics import accumulation_dtype, global_norm
+from .._numerics import global_norm
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from ..accumulation import mean_gradient
 from ..models._model import Model
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
@@ -67,7 +68,7 @@ def make_step(
     objective = _loss_of(model)
 
     def step(params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        loss, grads = _mean_gradient(objective, params, batch)
+        loss, grads = mean_gradient(objective, params, batch)
         if mean_over is not None:
             loss = jax.lax.pmean(loss, mean_over)
         if average_gradients:
@@ -108,18 +109,3 @@ def _find(kind: type, state: State) -> Any:
     """The outermost part of the state that is of a kind, or None."""
     parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
     return next((x for x in parts if isinstance(x, kind)), None)
-
-
-def _mean_gradient(loss: Callable[..., Any], params: Params, batch: Any) -> tuple[Array, Updates]:
-    steps = jax.tree.leaves(batch)[0].shape[0]
-    gradient = jax.value_and_grad(loss)
-    if steps == 1:
-        return gradient(params, jax.tree.map(lambda x: x[0], batch))
-
-    def add(total: Any, micro: Any) -> tuple[Any, None]:
-        new = gradient(params, micro)
-        return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), None
-
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulation_dtype(p.dtype)), params)
-    (total, grads), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
-    return total / steps, jax.tree.map(lambda g, p: (g / steps).astype(p.dtype), grads, params)
