@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all quick lint compat format clean help
+.PHONY: demo test test-all quick lint compat tpu format clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ format: $(VENV)/.dev ## Bring the code into format
 compat: ## The marked tests on the oldest and the newest JAX
 	tests/compat.sh
 
+tpu: .venv-tpu/.done ## The TPU compiler's own account, for chips that are not there
+	.venv-tpu/bin/python -m pytest -m tpu_compile tests/tpu
+
 clean: ## Remove environments and caches; runs stay
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -57,3 +60,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing jaxopt_large[dev] into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.test $(VENV)/.demo
+
+.venv-tpu/.done: pyproject.toml
+	@echo "Installing jaxopt_large[compat,tpu-compile] into .venv-tpu ..."
+	@$(PYTHON) -m venv .venv-tpu
+	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat,tpu-compile]'
+	@touch $@

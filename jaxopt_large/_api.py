@@ -11,6 +11,7 @@ from .checkpoint import restore as restore
 from .checkpoint import save as save
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .placement.offload import offload as offload
 from .placement.shardings import gradient_shardings as gradient_shardings
 from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings

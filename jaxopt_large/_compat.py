@@ -90,3 +90,12 @@ def to_host(x: Any) -> Any:
 def to_device(x: Any) -> Any:
     """The inverse of `to_host`."""
     return jax.device_put(x, jax.memory.Space.Device)
+
+
+def bind(equation: Any, values: list[Any]) -> list[Any]:
+    """The results of one equation of a jaxpr for the given operands."""
+    found = equation.primitive.get_bind_params(equation.params)
+    functions, params = found if isinstance(found, tuple) else ((), found)  # JAX before 0.8 has a pair
+    with equation.ctx.manager:
+        made = equation.primitive.bind(*functions, *values, **params)
+    return list(made) if equation.primitive.multiple_results else [made]

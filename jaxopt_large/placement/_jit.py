@@ -15,7 +15,7 @@ from .._paths import leaf_paths, matches
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._cuts import Cut, choose_cut, cut_spec, entry, normal_spec, respelled, shards_of
 from ._known import known_sharding
-from ._layout import Layout, ZeroState, sharding_of, spec_of
+from ._layout import Layout, ZeroState, sharding_of, spec_of, without_aliases
 from ._specs import Followed, infer_specs
 
 
@@ -45,7 +45,8 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
             layout, abstract = _plan(rule, params, mesh, axes, options)
 
             def shares(params: Params) -> list[Any]:
-                return _stored(jax.tree.leaves(rule.init(params)), layout)
+                state = without_aliases(rule.init(params), params)
+                return _stored(jax.tree.leaves(state), layout)
 
             specs = list(layout.state_specs)
             if isinstance(mesh, AbstractMesh):

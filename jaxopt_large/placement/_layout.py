@@ -5,9 +5,10 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._types import State
+from .._types import Params, State
 from ._cuts import Cut
 
 
@@ -81,3 +82,18 @@ def sharding_of(x: Any) -> Any:
 def spec_of(sharding: Any) -> PartitionSpec:
     """A named sharding's spec; nothing is divided under any other kind."""
     return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+
+
+def without_aliases(state: State, params: Params) -> State:
+    """`state` with its own copy of every array that is a parameter or stands in it twice.
+
+    A buffer that stands in two places cannot be donated.
+    """
+    seen = {id(x) for x in jax.tree.leaves(params)}
+
+    def own(x: Any) -> Any:
+        x = jnp.copy(x) if id(x) in seen else x
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, state)

@@ -78,6 +78,13 @@ def refuse_reductions(
             _refuse(value.blame, axis_name)
 
 
+def is_elementwise(jaxpr: Any, inputs: set[int], results: Sequence[int]) -> bool:
+    """Do results depend on these inputs element by element, and on nothing else of their size?"""
+    kinds = [_Value(_Kind.SHARE if i in inputs else _Kind.UNIFORM) for i in range(len(jaxpr.invars))]
+    found = _follow(jaxpr, kinds, "", "")
+    return all(found[k].kind is not _Kind.PARTIAL for k in results)
+
+
 def _refuse(blame: str, axis_name: str) -> None:
     name = blame.rsplit(".", 1)[-1].split(" ")[0]
     ours = _OURS.get(name)

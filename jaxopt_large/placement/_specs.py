@@ -159,7 +159,7 @@ def _parts(spec: PartitionSpec, dim: int, mesh: Any) -> int:
 # --- by path and shape --------------------------------------------------------------------------------
 
 
-def _params_on(path: Path, keys: list[Path]) -> list[int]:
+def params_on(path: Path, keys: list[Path]) -> list[int]:
     """The parameters whose path is part of a state leaf's path: the longest first, then the last."""
     found = []
     for i, key in enumerate(keys):
@@ -170,7 +170,7 @@ def _params_on(path: Path, keys: list[Path]) -> list[int]:
 
 
 def _same_shape(path: Path, leaf: Any, keys: list[Path], shapes: list[Any]) -> int | None:
-    return next((i for i in _params_on(path, keys) if shapes[i].shape == leaf.shape), None)
+    return next((i for i in params_on(path, keys) if shapes[i].shape == leaf.shape), None)
 
 
 def _derived(
@@ -183,7 +183,7 @@ def _derived(
     probe: "_Probe",
 ) -> Followed | None:
     """A leaf whose dimensions are some of a parameter's, or a parameter's and more."""
-    for i in _params_on(path, keys):
+    for i in params_on(path, keys):
         if not shapes[i].shape:
             continue
         ways = list(dimension_maps(shapes[i].shape, leaf.shape))

@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from .._errors import message
 from .._types import AnyRule, Params
 from ._cuts import normal_spec
+from ._hosted import OffloadState, is_offloaded
 from ._jit import param_specs
 from ._known import known_shardings
 from ._layout import Layout, ZeroState, is_zero, sharding_of
@@ -48,8 +49,8 @@ def state_specs(
     >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "model"))
     >>> params = {"w": jax.ShapeDtypeStruct((256, 128), jnp.float32, sharding=sharding)}
     >>> state = jl.state_specs(optax.adafactor(1e-3), params)
-    >>> state[0].v_row["w"], state[0].v_col["w"]
-    (PartitionSpec('model',), PartitionSpec('data',))
+    >>> tuple(state[0].v_row["w"]), tuple(state[0].v_col["w"])
+    (('model',), ('data',))
     """
     return jax.tree.map(
         lambda s: s.spec if isinstance(s, NamedSharding) else PartitionSpec(),
@@ -95,7 +96,15 @@ def state_shardings(
         return everywhere if mesh is None else NamedSharding(mesh, spec)
 
     nodes, treedef = jax.tree.flatten(state, is_leaf=is_zero)
-    return treedef.unflatten([place(x) for x in nodes])
+    placed = treedef.unflatten([place(x) for x in nodes])
+    return jax.tree.map(_in_its_memory, placed, is_leaf=is_offloaded)
+
+
+def _in_its_memory(node: Any) -> Any:
+    if not is_offloaded(node):
+        return node
+    inner = node.hosted.moved(node.inner, lambda s: s.with_memory_kind("pinned_host"))
+    return OffloadState(inner, node.hosted)
 
 
 def gradient_shardings(rule: AnyRule, params: Params) -> Any:
@@ -144,8 +153,8 @@ def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, i
 
     >>> rule = jl.zero(jl.adam(1e-3), axis_name="data")
     >>> state = jl.mapped_state_specs(rule, {"w": jnp.ones((64, 512))}, {"data": 8})
-    >>> state.inner[0].mu["w"], state.inner[0].count
-    (PartitionSpec('data',), PartitionSpec())
+    >>> tuple(state.inner[0].mu["w"]), tuple(state.inner[0].count)
+    (('data',), ())
     """
     init = rule.init
     for name, size in axis_sizes.items():

@@ -153,7 +153,7 @@ def test_the_rule_that_is_built(tmp_path):
     rule, params = build(config), {"dense": {"bias": jnp.ones(4), "kernel": jnp.ones((4, 4))}}
     state = rule.init(params)
     assert state.layout.shares == 4
-    assert state.inner.inner[1][0].mu["dense"]["kernel"].addressable_shards[0].data.shape == (1, 4)
+    assert state.inner.inner[1][0].mu["dense"]["kernel"].is_fully_replicated  # 64 bytes: too small to divide
     updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), state, params)
     np.testing.assert_allclose(np.asarray(updates["dense"]["kernel"]), -3e-4 * 0.5, rtol=1e-5)
     assert not np.any(np.asarray(updates["dense"]["bias"]))
@@ -236,4 +236,8 @@ def test_large_configurations_are_planned_without_allocating(name):
         for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
     )
     assert whole == pytest.approx(8 * count, rel=1e-3)
-    assert each <= whole / config.placement.devices * 1.01
+    # leaves under 64 KiB, biases and norms, are whole on each device
+    small = sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.size * x.dtype.itemsize < 2**16
+    )
+    assert each <= whole / config.placement.devices * 1.01 + small

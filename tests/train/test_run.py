@@ -80,9 +80,8 @@ def test_the_folder_and_the_summary(whole):
     }  # fmt: skip
     assert wanted <= set(summary)
     assert (summary["steps"], summary["devices"], summary["skipped_steps"]) == (12, 8, 0)
-    assert (
-        summary["state_bytes_per_device"] <= summary["state_bytes_unsharded"] / 8 * 1.1
-    )  # tiny leaves are padded
+    # a model this small has no leaf worth dividing
+    assert summary["state_bytes_per_device"] == summary["state_bytes_unsharded"]
     assert [f.name for f in sorted((run / "checkpoints").iterdir())] == [
         "step_00000004", "step_00000008", "step_00000012",
     ]  # fmt: skip
