@@ -99,3 +99,11 @@ def bind(equation: Any, values: list[Any]) -> list[Any]:
     with equation.ctx.manager:
         made = equation.primitive.bind(*functions, *values, **params)
     return list(made) if equation.primitive.multiple_results else [made]
+
+
+def per_device_sharding(shape: tuple[int, ...], devices: list[Any]) -> Any:
+    """How `pmap` lays out an array with a leading device axis."""
+    if hasattr(jax.sharding, "PmapSharding"):  # JAX before 0.10
+        return getattr(jax.sharding, "PmapSharding").default(shape, 0, devices)  # noqa: B009
+    mesh = make_mesh((len(devices),), ("devices",), devices=devices)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))

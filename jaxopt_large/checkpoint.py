@@ -12,22 +12,22 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array
 
+from ._checksums import checksums
 from ._errors import Problems, message
+from ._files import described, file_problems, sync_to_disk, take_name
+from ._identity import identities
 from ._paths import leaf_paths, nearest
 from .placement.logical import repadded, unpadded, unpadded_like
 
 _FORMAT, _VERSION = "jaxopt_large checkpoint", 1
 _MANIFEST, _ARRAYS = "manifest.json", "arrays"
-_CHUNK = 2**20  # bytes of a file read at a time
-_SEED = 0x9E3779B9  # of the checksum: a zero at index 0 must count
-_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # bytes of an element -> its bits
 
 
 class CheckpointError(ValueError):
@@ -69,8 +69,9 @@ def save(
                 do="Pass overwrite=True to replace it",
             )
         )
-    arrays = _named(unpadded(tree))
-    checksums = _checksums(arrays)
+    logical = unpadded(tree)
+    arrays, names = _named(logical), identities(logical)
+    sums = checksums(arrays)
     aside = target.with_name(f".{target.name}.part")
     if _is_writer():
         shutil.rmtree(aside, ignore_errors=True)
@@ -84,19 +85,20 @@ def save(
             "format": _FORMAT,
             "version": _VERSION,
             "arrays": {
-                name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": checksums[name]}
+                name: {
+                    "shape": list(x.shape),
+                    "dtype": str(x.dtype),
+                    "checksum": sums[name],
+                    "identity": names[name],
+                }
                 for name, x in arrays.items()
             },
-            "files": {
-                f.relative_to(aside).as_posix(): {"bytes": f.stat().st_size, "crc32": _crc32(f)}
-                for f in sorted(aside.rglob("*"))
-                if f.is_file()
-            },
+            "files": described(aside),
             "metadata": dict(metadata or {}),
         }
         _write_manifest(aside / _MANIFEST, content)
-        _sync_to_disk(aside)
-        _take_name(aside, target)
+        sync_to_disk(aside)
+        take_name(aside, target)
     _barrier(f"written {target}")
 
 
@@ -119,19 +121,110 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
     """
     source = Path(path).absolute()
     manifest = _read_manifest(source)
-    targets = _named(unpadded_like(like))
+    logical = unpadded_like(like)
+    targets = _named(logical)
     _check_same(source, manifest["arrays"], targets)
-    _check_files(source, manifest["files"])
+    arrays = _read(source, manifest, targets, verify=verify)
+    leaves, treedef = jax.tree.flatten(logical)
+    values = [_as_before(arrays[n], x) for n, x in zip(_names(logical), leaves, strict=True)]
+    return repadded(treedef.unflatten(values), like)
+
+
+class RestoreReport(NamedTuple):
+    """What `restore_changed` did with each array.
+
+    Attributes:
+      kept: path in the tree -> path in the checkpoint.
+      new: paths that the checkpoint does not have; they keep the values that they had.
+      dropped: paths in the checkpoint that the tree does not have.
+    """
+
+    kept: dict[str, str]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"kept {len(self.kept)}, new {len(self.new)}, dropped {len(self.dropped)}"]
+        lines += [f"  new      {name}" for name in self.new]
+        lines += [f"  dropped  {name}" for name in self.dropped]
+        return "\n".join(lines)
+
+
+def restore_changed(
+    path: str | os.PathLike[str], like: Any, *, verify: bool = True
+) -> tuple[Any, RestoreReport]:
+    """Reads what a checkpoint and a tree have in common, when the rule has changed in between.
+
+    An array of a state is known by its field, like `ScaleByAdamState.mu`, and the parameter's path, not
+    by where in a chain it stands: a transform that was added, removed or moved, or a wrapper, leaves
+    the others as they were. Arrays whose shape or dtype has changed count as new.
+
+    Args:
+      path: a folder that `save` made.
+      like: a tree of arrays; the values of those that the checkpoint lacks are kept.
+      verify: compare the arrays' checksums; files are checked in any case.
+
+    Returns:
+      A tree like `like`, and a report of what was kept, new and dropped.
+
+    Raises:
+      FileNotFoundError: nothing stands at `path`.
+      CheckpointError: the checkpoint is damaged, truncated or not one of ours.
+      ValueError: a new array has no value in `like`, only a shape.
+
+    >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
+    >>> params = {"w": jnp.ones(3)}
+    >>> jl.save(path, jl.adam(1e-3).init(params))
+    >>> clipped = optax.chain(jl.clip_by_global_norm(1.0), jl.adam(1e-3))
+    >>> state, report = jl.restore_changed(path, clipped.init(params))
+    >>> print(report)
+    kept 3, new 0, dropped 0
+    """
+    source = Path(path).absolute()
+    manifest = _read_manifest(source)
+    logical = unpadded_like(like)
+    targets, names = _named(logical), identities(logical)
+    saved = {x.get("identity", n): n for n, x in manifest["arrays"].items()}
+    kept = {}
+    for name, x in targets.items():
+        old = saved.get(names[name])
+        if old is not None and _kind_of(manifest["arrays"][old]) == (tuple(x.shape), str(x.dtype)):
+            kept[name] = old
+    report = RestoreReport(
+        kept,
+        new=tuple(n for n in targets if n not in kept),
+        dropped=tuple(n for n in manifest["arrays"] if n not in set(kept.values())),
+    )
+    wanted = {
+        old: jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"]))
+        for old, x in manifest["arrays"].items()
+    }
+    wanted |= {old: targets[name] for name, old in kept.items()}
+    arrays = _read(source, manifest, wanted, verify=verify)
+    present = dict(zip(_names(logical), jax.tree.leaves(unpadded(like)), strict=True))
+    problems = Problems("restore")
+    for name in report.new:
+        if isinstance(present[name], jax.ShapeDtypeStruct):
+            problems.add("the checkpoint has no such array, and none was given", at=name, do="Pass arrays")
+    problems.raise_if_any()
+    leaves, treedef = jax.tree.flatten(logical)
+    values = [
+        _as_before(arrays[kept[n]], x) if n in kept else present[n]
+        for n, x in zip(_names(logical), leaves, strict=True)
+    ]
+    return repadded(treedef.unflatten(values), like), report
+
+
+def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, verify: bool) -> dict[str, Any]:
+    """The arrays of a checkpoint, checked, placed like `targets`."""
+    _check_files(source, manifest)
     arrays = _read_arrays(source / _ARRAYS, {n: x for n, x in targets.items() if x.size})
     for name, x in targets.items():
         if not x.size:
             arrays[name] = jnp.zeros(x.shape, x.dtype, device=getattr(x, "sharding", None))
     if verify:
-        _check_sums(source, manifest["arrays"], _checksums(arrays))
-    logical = unpadded_like(like)
-    leaves, treedef = jax.tree.flatten(logical)
-    values = [_as_before(arrays[n], x) for n, x in zip(leaf_paths(logical), leaves, strict=True)]
-    return repadded(treedef.unflatten(values), like)
+        _check_sums(source, manifest["arrays"], checksums(arrays))
+    return arrays
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -149,12 +242,20 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _named(tree: Any) -> dict[str, Any]:
     """Path -> array; a random key stands as its data."""
-    names, leaves = leaf_paths(tree), jax.tree.leaves(tree)
-    named = {name or "value": _plain(x) for name, x in zip(names, leaves, strict=True)}
+    names, leaves = _names(tree), jax.tree.leaves(tree)
+    named = {name: _plain(x) for name, x in zip(names, leaves, strict=True)}
     if len(named) != len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ValueError(message("checkpoint", f"paths are not unique, got {twice!r}"))
     return named
+
+
+def _names(tree: Any) -> list[str]:
+    return [name or "value" for name in leaf_paths(tree)]
+
+
+def _kind_of(saved: dict[str, Any]) -> tuple[tuple[int, ...], str]:
+    return tuple(saved["shape"]), saved["dtype"]
 
 
 def _plain(x: Any) -> Any:
@@ -190,7 +291,7 @@ def _check_same(source: Path, saved: dict[str, Any], targets: dict[str, Any]) ->
     for name in sorted(saved.keys() - targets.keys()):
         problems.add(f"{where} holds an array that was not asked for", at=name)
     for name in sorted(saved.keys() & targets.keys()):
-        was = (tuple(saved[name]["shape"]), saved[name]["dtype"])
+        was = _kind_of(saved[name])
         now = (tuple(targets[name].shape), str(targets[name].dtype))
         if was != now:
             problems.add(f"{where} has {was[1]}{list(was[0])}, asked for {now[1]}{list(now[0])}", at=name)
@@ -199,47 +300,7 @@ def _check_same(source: Path, saved: dict[str, Any], targets: dict[str, Any]) ->
     problems.raise_if_any()
 
 
-# --- checksums ----------------------------------------------------------------------------------------
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, str]:
-    """Path -> checksum. One compilation for all arrays on the same devices."""
-    groups: dict[Any, dict[str, Any]] = {}
-    for name, x in arrays.items():
-        key = frozenset(x.sharding.device_set) if isinstance(x, jax.Array) else None
-        groups.setdefault(key, {})[name] = x
-    found = {}
-    for group in groups.values():
-        for name, words in jax.device_get(_checksum_tree(group)).items():
-            found[name] = "".join(f"{int(w):08x}" for w in words)
-    return found
-
-
-@jax.jit
-def _checksum_tree(tree: dict[str, Array]) -> dict[str, UInt32[Array, "2"]]:
-    return {name: _checksum(x) for name, x in tree.items()}
-
-
-def _checksum(x: Array) -> UInt32[Array, "2"]:
-    """64 bits that depend on every bit and its place, and not on how the array is divided.
-
-    Each element's bits are mixed with its index in the global array; the sum over elements modulo
-    2^32 does not depend on their order.
-    """
-    x = x.astype(jnp.uint8) if x.dtype == bool else x
-    words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.full(words.shape, _SEED + words.ndim, jnp.uint32)
-    for dim in range(words.ndim):
-        place = _mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim))
-    once = _mix(words ^ place)
-    return jnp.stack([jnp.sum(once, dtype=jnp.uint32), jnp.sum(_mix(once + place), dtype=jnp.uint32)])
-
-
-def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """The finalizer of MurmurHash3: every bit of the input moves half the bits of the output."""
-    h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> jnp.uint32(16))
+# --- contents --------------------------------------------------------------------------------------
 
 
 def _check_sums(source: Path, saved: dict[str, Any], found: dict[str, str]) -> None:
@@ -330,54 +391,10 @@ def _read_manifest(source: Path) -> dict[str, Any]:
     return content
 
 
-def _check_files(source: Path, files: dict[str, dict[str, int]]) -> None:
-    problems = Problems("restore")
-    for name, saved in files.items():
-        file = source / name
-        size = file.stat().st_size if file.is_file() else None
-        again = "Restore an earlier checkpoint"
-        if size is None:
-            problems.add(f"a file is missing, {str(file)!r}", do=again)
-        elif size != saved["bytes"]:
-            wrong = f"a file is truncated or damaged, {str(file)!r} has {size} bytes"
-            problems.add(wrong, allowed=f"{saved['bytes']} were written", do=again)
-        elif jax.process_count() == 1 and _crc32(file) != saved["crc32"]:
-            # many processes need not read all files: the arrays' checksums find the damage too
-            problems.add(f"a file is damaged, {str(file)!r}", do=again)
-    problems.raise_if_any(CheckpointError)
-
-
-def _crc32(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-def _sync_to_disk(folder: Path) -> None:
-    """Files first, then the folders that name them: after the rename all of it survives a power cut."""
-    entries = sorted(folder.rglob("*"), key=lambda f: len(f.parts), reverse=True)
-    for entry in [*[e for e in entries if e.is_file()], *[e for e in entries if e.is_dir()], folder]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _take_name(aside: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
+def _check_files(source: Path, manifest: dict[str, Any]) -> None:
+    # many processes need not read all files: the arrays' checksums find the damage too
+    whole = jax.process_count() == 1
+    file_problems("restore", source, manifest["files"], contents=whole).raise_if_any(CheckpointError)
 
 
 # --- several processes --------------------------------------------------------------------------------

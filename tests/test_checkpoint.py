@@ -93,10 +93,10 @@ def test_every_rules_state_goes_to_disk_and_back(case, tmp_path):
 
 
 def test_the_checksum_sees_every_bit_and_every_swap():
-    from jaxopt_large.checkpoint import _checksums
+    from jaxopt_large._checksums import checksums
 
     def checksum(x):
-        return _checksums({"x": jnp.asarray(x)})["x"]
+        return checksums({"x": jnp.asarray(x)})["x"]
 
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
     seen = {checksum(base)}
@@ -114,11 +114,11 @@ def test_the_checksum_sees_every_bit_and_every_swap():
 
 
 def test_the_checksum_does_not_depend_on_the_devices(mesh8):
-    from jaxopt_large.checkpoint import _checksums
+    from jaxopt_large._checksums import checksums
 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)), jnp.float32)
     spread = jax.device_put(x, NamedSharding(mesh8, P(None, "data")))
-    assert _checksums({"x": x}) == _checksums({"x": spread})
+    assert checksums({"x": x}) == checksums({"x": spread})
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(saved, tmp_path):
@@ -204,3 +204,87 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     jl.save(tmp_path / "c", {"w": jnp.ones(2)}, overwrite=True)
     assert jl.restore(tmp_path / "c", {"w": jnp.zeros(2)})["w"].tolist() == [1.0, 1.0]
     assert [f.name for f in tmp_path.iterdir()] == ["c"]
+
+
+# --- across meshes, modes and rules -------------------------------------------------------------------
+
+
+def _trained(rule, params, steps=2):
+    state = rule.init(params)
+    for seed in range(steps):
+        _, state = jax.jit(rule.update)(like(params, seed), state, params)
+    return state
+
+
+def _meshed(sizes):
+    names = ("data", "model")[: len(sizes)]
+    count = int(np.prod(sizes))
+    return make_mesh(sizes, names, devices=jax.devices()[:count])
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("source", ["jit 2x4", "pmap 8", "jit 8 offloaded"])
+@pytest.mark.parametrize("sizes", [(1,), (3,), (4,), (2, 2), (3, 2), (8,)], ids=str)
+def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
+    from jaxopt_large.placement.logical import unpadded
+
+    params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((7, 5)), "b": jnp.ones(3)}
+    plain = _trained(jl.adamw(1e-2), params)
+    if source == "pmap 8":
+        rule = jl.zero(jl.adamw(1e-2), axis_name="i")
+        copies = jl.replicate(params)
+        state, step = jax.pmap(rule.init, axis_name="i")(copies), jax.pmap(rule.update, axis_name="i")
+        for seed in range(2):
+            _, state = step(jl.replicate(like(params, seed)), state, copies)
+        saved = jl.to_global(state)
+    elif source == "jit 2x4":
+        rule = jl.zero(jl.adamw(1e-2), _meshed((2, 4)), "data", min_bytes=0)
+        saved = _trained(rule, jax.device_put(params, NamedSharding(_meshed((2, 4)), P())))
+    else:
+        if not hasattr(jax, "reshard"):
+            pytest.skip("host memory on CPU needs JAX 0.8")
+        rule = jl.offload(jl.zero(jl.adamw(1e-2), _meshed((8,)), "data", min_bytes=0), min_bytes=0)
+        saved = _trained(rule, jax.device_put(params, NamedSharding(_meshed((8,)), P()))).inner
+    jl.save(tmp_path / "c", saved)
+    mesh = _meshed(sizes)
+    rule = jl.zero(jl.adamw(1e-2), mesh, mesh.axis_names if len(sizes) > 1 else "data", min_bytes=0)
+    fresh = rule.init(jax.device_put(params, NamedSharding(mesh, P())))
+    got = jl.restore(tmp_path / "c", fresh)
+    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(str(a.sharding)), got, fresh)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+        unpadded(got),
+        unpadded(saved),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), unpadded(got), plain)
+
+
+def test_a_rule_may_change_between_save_and_restore(tmp_path):
+    params = {"a": [jnp.ones(3), jnp.ones((2, 2))], "b": jnp.ones(4)}
+    old = optax.chain(jl.clip_by_global_norm(1.0), jl.adam(1e-2), optax.trace(0.9))
+    saved = _trained(old, params)
+    jl.save(tmp_path / "c", {"params": params, "state": saved})
+    new = jl.skip_nonfinite(optax.chain(optax.ema(0.5), jl.adam(1e-2), jl.clip_by_global_norm(1.0)))
+    fresh = jax.tree.map(lambda x: x + 7, new.init(params))
+    got, report = jl.restore_changed(tmp_path / "c", {"params": params, "state": fresh})
+    jax.tree.map(np.testing.assert_array_equal, got["state"].inner[1], saved[1])
+    jax.tree.map(np.testing.assert_array_equal, got["state"].inner[0], fresh.inner[0])
+    assert len(report.kept) == 3 + 1 + 6
+    assert set(report.new) == {
+        "state/skipped",
+        "state/inner/0/count",
+        "state/inner/0/ema/a/0",
+        "state/inner/0/ema/a/1",
+        "state/inner/0/ema/b",
+    }
+    assert set(report.dropped) == {"state/2/trace/a/0", "state/2/trace/a/1", "state/2/trace/b"}
+    assert str(report).splitlines()[0] == "kept 10, new 5, dropped 3"
+
+
+def test_arrays_of_another_shape_count_as_new(tmp_path):
+    jl.save(tmp_path / "c", jl.adam(1e-2).init({"w": jnp.ones(3), "v": jnp.ones(2)}))
+    _, report = jl.restore_changed(tmp_path / "c", jl.adam(1e-2).init({"w": jnp.ones(4), "v": jnp.ones(2)}))
+    assert set(report.new) == set(report.dropped) == {"0/mu/w", "0/nu/w"}
+    shapes = jax.eval_shape(jl.adam(1e-2).init, {"w": jnp.ones(4), "v": jnp.ones(2)})
+    with pytest.raises(ValueError, match="the checkpoint has no such array, and none was given at 0/mu/w"):
+        jl.restore_changed(tmp_path / "c", shapes)

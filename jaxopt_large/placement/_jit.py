@@ -172,6 +172,7 @@ def _plan(
         params=tuple(d.cut for d in decisions),
         state=tuple(cut for cut, _ in state),
         shapes=tuple(x.shape for x in jax.tree.leaves(abstract)),
+        owners=tuple(f.owner for f in followed),
         param_specs=tuple(specs),
         share_specs=tuple(d.spec for d in decisions),
         state_specs=tuple(spec for _, spec in state),

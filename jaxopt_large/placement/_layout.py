@@ -24,6 +24,7 @@ class Layout:
       params: for each parameter, how its share is cut; None where it follows the parameter.
       state: for each leaf of the inner state, how it is cut; None where it is stored as it is.
       shapes: for each leaf of the inner state, its shape before cutting.
+      owners: for each leaf of the inner state, the parameter on its path; None for what all share.
       param_specs: each parameter's spec, into which the updates return.
       share_specs: the spec of each parameter's share; of the parameter itself where it is flattened.
       state_specs: each state leaf's spec, as stored.
@@ -36,6 +37,7 @@ class Layout:
     params: tuple[Cut | None, ...]
     state: tuple[Cut | None, ...]
     shapes: tuple[tuple[int, ...], ...]
+    owners: tuple[int | None, ...]
     param_specs: tuple[PartitionSpec, ...] = ()
     share_specs: tuple[PartitionSpec, ...] = ()
     state_specs: tuple[PartitionSpec, ...] = ()

@@ -100,6 +100,7 @@ def _plan(rule: Rule, params: Params, axis_name: str, shares: int, options: Opti
         params=tuple(cuts),
         state=tuple(state),
         shapes=tuple(shapes),
+        owners=tuple(f.owner for f in followed),
         reasons=tuple(_reason(c) for c in cuts),
     )
 

@@ -18,17 +18,15 @@ class Slices:
         self._function, self._args = function, args
         closed = jax.make_jaxpr(function)(*args)
         self.jaxpr: Any = closed.jaxpr
-        self._consts = closed.consts
         self._values: dict[Any, Any] = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
         self._made_by = {v: n for n, eqn in enumerate(self.jaxpr.eqns) for v in eqn.outvars}
         self._done: set[int] = set()
 
-    def fresh(self) -> "Slices":
-        """The same function, with nothing given."""
+    def copy(self) -> "Slices":
+        """The same function, given and computed as far as this one."""
         other = object.__new__(Slices)
         other.__dict__.update(self.__dict__)
-        other._values = dict(zip(self.jaxpr.constvars, self._consts, strict=True))
-        other._done = set()
+        other._values, other._done = dict(self._values), set(self._done)
         return other
 
     def reshaped(self, shapes: Mapping[int, tuple[int, ...]]) -> "Slices":
@@ -58,15 +56,24 @@ class Slices:
         read = {a for n in self._needed(outs) for a in self.jaxpr.eqns[n].invars if not _is_literal(a)}
         return sorted(numbers[v] for v in {*read, *(o for o in outs if not _is_literal(o))} if v in numbers)
 
+    def advance(self, results: Iterable[int]) -> None:
+        """Computes what results need, as far as the inputs given allow."""
+        for n in sorted(self._needed(self.jaxpr.outvars[k] for k in results) - self._done):
+            if all(_is_literal(a) or a in self._values for a in self.jaxpr.eqns[n].invars):
+                self._compute(n)
+
     def results(self, results: Iterable[int]) -> list[Any]:
         """Computes results; their inputs must have been given."""
         outs = [self.jaxpr.outvars[k] for k in results]
         for n in sorted(self._needed(outs) - self._done):
-            eqn = self.jaxpr.eqns[n]
-            made = bind(eqn, [self._read(atom) for atom in eqn.invars])
-            self._values.update(zip(eqn.outvars, made, strict=True))
-            self._done.add(n)
+            self._compute(n)
         return [self._read(v) for v in outs]
+
+    def _compute(self, n: int) -> None:
+        eqn = self.jaxpr.eqns[n]
+        made = bind(eqn, [self._read(atom) for atom in eqn.invars])
+        self._values.update(zip(eqn.outvars, made, strict=True))
+        self._done.add(n)
 
     def _read(self, atom: Any) -> Any:
         return atom.val if _is_literal(atom) else self._values[atom]

@@ -30,6 +30,7 @@ class Followed(NamedTuple):
     spec: PartitionSpec
     param: int | None  # the parameter whose shape it has, in the order of `jax.tree.leaves`
     reason: str
+    owner: int | None = None  # the parameter on its path
     derived: bool = False  # has some of a parameter's dimensions, or its type says so
 
 
@@ -95,7 +96,12 @@ def infer_specs(
             allowed=f"the paths are {listed([path_string(p) for p, _ in _with_paths(state)])}",
         )
     problems.raise_if_any(ValueError)
-    return state, found
+    paths = [path for path, _ in _with_paths(state)]
+    owners = [next(iter(params_on(path, keys)), None) for path in paths]
+    return state, [
+        f._replace(owner=owner if f.param is None else f.param)
+        for f, owner in zip(found, owners, strict=True)
+    ]
 
 
 def _with_paths(tree: Any) -> list[tuple[Path, Any]]:

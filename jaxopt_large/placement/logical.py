@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ._cuts import Cut
-from ._layout import Layout, ZeroState
+from ._layout import ZeroState
 
 
 def unpadded(tree: Any) -> Any:
@@ -56,47 +54,6 @@ def repadded(values: Any, like: Any) -> Any:
     return treedef.unflatten([node(o, n) for o, n in zip(nodes, parts, strict=True)])
 
 
-def joined(tree: Any) -> Any:
-    """What `pmap` keeps per device (a leading axis) as whole arrays on the host.
-
-    Leaves under `zero(..., axis_name=...)` are joined along the dimension that was cut; of all others
-    every device holds the same, and the first copy is taken.
-    """
-
-    def leaf(x: Any, cut: Cut | None, shape: tuple[int, ...]) -> Any:
-        if cut is None:
-            return _first(x)
-        shares = np.asarray(x)
-        if cut.dim is None:
-            return shares.reshape(-1)[: cut.size].reshape(shape)
-        whole = np.concatenate(list(shares), axis=cut.dim)
-        return whole[(slice(None),) * cut.dim + (slice(0, cut.size),)]
-
-    return _map_zero(tree, leaf, other=_first)
-
-
-def divided(values: Any, like: Any) -> Any:
-    """The inverse of `joined`: host arrays with a leading device axis, in the structure of `like`."""
-    nodes, treedef = jax.tree.flatten(like, is_leaf=_is_zero)
-    parts = treedef.flatten_up_to(values)
-
-    def copies(x: Any, target: Any) -> Any:
-        x = np.asarray(x)
-        return np.broadcast_to(x, (target.shape[0], *x.shape))
-
-    def node(old: Any, new: Any) -> Any:
-        if not _is_zero(old):
-            return copies(new, old)
-        old_leaves, inner = jax.tree.flatten(old.inner)
-        leaves = [
-            copies(x, target) if cut is None else _shares(x, cut, old.layout)
-            for x, cut, target in zip(inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True)
-        ]
-        return ZeroState(inner.unflatten(leaves), old.layout)
-
-    return treedef.unflatten([node(o, n) for o, n in zip(nodes, parts, strict=True)])
-
-
 def _map_zero(
     tree: Any,
     leaf: Callable[[Any, Cut | None, tuple[int, ...]], Any],
@@ -115,15 +72,3 @@ def _map_zero(
 
 def _is_zero(x: Any) -> bool:
     return isinstance(x, ZeroState)
-
-
-def _first(x: Any) -> Any:
-    """One device's copy, without a gather over the others."""
-    shard = x.addressable_shards[0].data
-    return np.asarray(shard).reshape(x.shape[1:])
-
-
-def _shares(x: Any, cut: Cut, layout: Layout) -> Any:
-    whole = np.asarray(cut.store(jnp.asarray(x)))
-    parts = np.split(whole, layout.shares, axis=cut.dim or 0)
-    return np.stack([p.reshape(cut.share_shape(np.shape(x), layout.shares)) for p in parts])

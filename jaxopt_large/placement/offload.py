@@ -1,7 +1,6 @@
 """State in the host's memory, brought to the device leaf by leaf (Ren et al. 2021, ZeRO-Offload)."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from ._hosted import Hosted, OffloadState
 from ._layout import without_aliases
 from ._reductions import is_elementwise
 from ._slices import Slices
-from ._specs import SMALL, infer_specs, params_on
+from ._specs import SMALL, infer_specs
 from .shardings import state_shardings
 
 
@@ -89,7 +88,6 @@ def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: 
         "offload", rule.init, params, [jax.sharding.PartitionSpec()] * len(leaves), None
     )
     paths = leaf_paths(state)
-    owners = _owners(params, state, [f.param for f in followed])
     on_host = tuple(
         matches(only, path) and x.ndim > 0 and x.size * x.dtype.itemsize >= min_bytes
         for path, x in zip(paths, jax.tree.leaves(state), strict=True)
@@ -103,16 +101,7 @@ def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: 
             )
         )
     stacked = tuple(layers is not None and matches(layers, path) for path in leaf_paths(params))
-    return Hosted(on_host, tuple(owners), stacked)
-
-
-def _owners(params: Params, state: State, same_shape: Sequence[int | None]) -> list[int | None]:
-    """For each state leaf the parameter on its path; None for what all share."""
-    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    found = []
-    for (path, _), same in zip(jax.tree_util.tree_flatten_with_path(state)[0], same_shape, strict=True):
-        found.append(same if same is not None else next(iter(params_on(path, keys)), None))
-    return found
+    return Hosted(on_host, tuple(f.owner for f in followed), stacked)
 
 
 @dataclasses.dataclass
@@ -197,13 +186,14 @@ class _Stream:
         if self.params is not None:
             arrays[count + len(stored) + i] = values[i]
         layer = slices.reshaped({k: (1, *x.shape[1:]) for k, x in arrays.items()})
-        shared = {k: slices.value(k) for k in layer.inputs_of(results) if k not in arrays}
+        for k in layer.inputs_of(results):
+            if k not in arrays:
+                layer.give(k, slices.value(k))
+        layer.advance(results)  # what layers share is computed before the loop
 
         def one(layer_index: Any, carry: tuple[dict[int, Any], list[Any]]) -> Any:
             buffers, _ = carry
-            part = layer.fresh()
-            for k, x in shared.items():
-                part.give(k, x)
+            part = layer.copy()
             for k, x in {**rest, **buffers}.items():
                 part.give(k, _on_device_if(jax.lax.dynamic_slice_in_dim(x, layer_index, 1), on_host(k)))
             outs = dict(zip(results, part.results(results), strict=True))

@@ -76,7 +76,7 @@ def state_shardings(
     >>> [s.num_devices for s in jax.tree.leaves(jl.state_shardings(jl.adam(1e-3), params))]
     [1, 1, 1]
     """
-    state, shardings = _abstract_state(rule, params)
+    state, shardings = abstract_state(rule, params)
     mesh = mesh or _mesh_of([*shardings.values()], state)
     whole = [PartitionSpec()] * len(jax.tree.leaves(params))
     divided = whole if mesh is None else param_specs(_WHO, params, mesh)
@@ -120,7 +120,7 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     Raises:
       ValueError: there is no `zero` over all the parameters.
     """
-    state, _ = _abstract_state(rule, params)
+    state, _ = abstract_state(rule, params)
     leaves, treedef = jax.tree.flatten(params)
     for node in jax.tree.leaves(state, is_leaf=is_zero):
         if is_zero(node) and node.layout.mesh is not None and len(node.layout.share_specs) == len(leaves):
@@ -131,12 +131,20 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     )
 
 
-def _abstract_state(rule: AnyRule, params: Params) -> tuple[Any, dict[Any, Sharding]]:
-    """The state's shapes, and key path -> sharding of the parameters that have one."""
+def abstract_state(
+    rule: AnyRule, params: Params, axis_sizes: Mapping[str, int] | None = None
+) -> tuple[Any, dict[Any, Sharding]]:
+    """The state's shapes, and key path -> sharding of the parameters that have one.
+
+    Inside mapped axes each leaf has an axis in front for each of them.
+    """
+    init = rule.init
+    for name, size in (axis_sizes or {}).items():
+        init = jax.vmap(init, in_axes=None, out_axes=0, axis_name=name, axis_size=size)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
     with known_shardings(shardings):
-        return jax.eval_shape(rule.init, params), shardings
+        return jax.eval_shape(init, params), shardings
 
 
 def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, int]) -> Any:
@@ -156,10 +164,7 @@ def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, i
     >>> tuple(state.inner[0].mu["w"]), tuple(state.inner[0].count)
     (('data',), ())
     """
-    init = rule.init
-    for name, size in axis_sizes.items():
-        init = jax.vmap(init, in_axes=None, out_axes=0, axis_name=name, axis_size=size)
-    state = jax.eval_shape(init, params)
+    state, _ = abstract_state(rule, params, axis_sizes)
 
     def place(node: Any) -> Any:
         if not is_zero(node):

@@ -30,6 +30,7 @@ class Collective(NamedTuple):
       kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute".
       shape: of the largest result on one device (a reduce-scatter's is one share).
       bytes: of the whole arrays on one device: what is reduced, or what has been gathered.
+      arrays: how many there are: compilers combine small collectives into one.
       computation: the loop body it stands in, or "main".
       rounds: how often it runs in one call; 1 outside loops, and where the number is not known.
       name: JAX's name of the operation.
@@ -38,6 +39,7 @@ class Collective(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     bytes: int
+    arrays: int
     computation: str
     rounds: int
     name: str
@@ -49,6 +51,10 @@ class Collectives(tuple[Collective, ...]):
     def count(self, kind: str) -> int:  # type: ignore[override]
         """How many of a kind there are in the program, each counted once."""
         return sum(c.kind == kind for c in self)
+
+    def arrays(self, kind: str) -> int:
+        """How many arrays the collectives of a kind move, each counted once."""
+        return sum(c.arrays for c in self if c.kind == kind)
 
     def bytes(self, kind: str | None = None) -> int:
         """Bytes that take part in one call, rounds of loops multiplied out."""
@@ -84,16 +90,14 @@ def collectives(compiled: Any) -> Collectives:
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     bodies, entry = _computations(text)
     found: dict[Any, Collective] = {}
-    for name, loop, rounds in _reached(bodies, entry):
+    for name, loop, rounds, fused in _reached(bodies, entry):
         for line in bodies[name]:
             collective = _collective(line, name, loop, rounds)
-            if collective is None:
-                continue
-            channel = _CHANNEL.search(line)
-            key = (collective.kind, channel.group(1)) if channel else (name, line)
-            known = found.get(key)
-            if known is None or collective.bytes > known.bytes:
-                found[key] = collective
+            if collective is not None:
+                channel = _CHANNEL.search(line)
+                # clones stand in fusions; outside of them all may share one channel, as on CPU
+                clones = channel.group(1) if channel and fused else (name, line)
+                found.setdefault((collective.kind, loop, collective.shape, clones), collective)
     return Collectives(found.values())
 
 
@@ -113,16 +117,16 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _reached(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, str, int]]:
-    """Every computation that runs: its name, the loop it stands in, and how often it runs."""
+def _reached(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, str, int, bool]]:
+    """Every computation that runs: its name, its loop, how often it runs, and whether it is a fusion's."""
     seen: set[tuple[str, str]] = set()
-    pending = collections.deque([(entry, "main", 1)])
+    pending = collections.deque([(entry, "main", 1, False)])
     while pending:
-        name, loop, rounds = pending.popleft()
+        name, loop, rounds, fused = pending.popleft()
         if (name, loop) in seen or name not in bodies:
             continue
         seen.add((name, loop))
-        yield name, loop, rounds
+        yield name, loop, rounds, fused
         for line in bodies[name]:
             called = _CALLED.split(line, maxsplit=1)
             if len(called) < 2:
@@ -130,9 +134,10 @@ def _reached(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, st
             names = [n for n in _NAMES.findall(called[1]) if n in bodies]
             if " while(" in line:
                 times = rounds * _trips(line, bodies)
-                pending.extend((n, n, times) for n in names)
+                pending.extend((n, n, times, fused) for n in names)
             else:
-                pending.extend((n, loop, rounds) for n in names)
+                inside = fused or " fusion(" in line or "async-" in line
+                pending.extend((n, loop, rounds, inside) for n in names)
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
@@ -157,7 +162,7 @@ def _collective(line: str, computation: str, loop: str, rounds: int) -> Collecti
     if computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     results = _arrays(result)
-    if kind != operation:  # the start of an asynchronous operation: (operands, results)
+    if operation.endswith("-start"):  # the start of an asynchronous operation: (operands, results)
         results = results[len(results) // 2 :]
     if operation == "reduce-scatter":
         results = [(size * _group_size(line), shape) for size, shape in results]
@@ -168,6 +173,7 @@ def _collective(line: str, computation: str, loop: str, rounds: int) -> Collecti
         kind,
         max(results)[1],
         sum(size for size, _ in results),
+        len(results),
         loop,
         rounds,
         name.group(1) if name else "",

@@ -12,7 +12,8 @@ from .._paths import first_match, map_with_path
 from .._types import Params, Rule, State
 from ..config import Config
 from ..models._model import Model
-from ..placement.logical import divided, joined, unpadded
+from ..placement.logical import unpadded
+from ..placement.per_device import to_global, to_per_device
 from .step import Metrics, make_evaluation, make_step
 
 
@@ -114,14 +115,14 @@ class PmapExecution:
         return jax.tree.map(_local, means)
 
     def saved(self, params: Params, state: State) -> Any:
-        return joined({"params": params, "state": state})
+        return to_global({"params": params, "state": state})
 
     def loaded(self, tree: Any, params: Params, state: State) -> tuple[Params, State]:
-        placed = self._put_back(divided(tree, {"params": params, "state": state}))
+        placed = self._put_back(to_per_device(tree, {"params": params, "state": state}))
         return placed["params"], placed["state"]
 
     def state_bytes(self, state: State) -> tuple[int, int]:
-        return _bytes(joined(state)), _most_on_a_device(state)
+        return _bytes(to_global(state)), _most_on_a_device(state)
 
     def _split(self, batch: Any, rows: int) -> Any:
         """[batch, ...] -> [devices, micro-batches, rows, ...], the order in which jit divides it."""

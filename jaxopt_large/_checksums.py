@@ -1,0 +1,63 @@
+"""A checksum of an array that does not depend on how devices divide it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
+
+_SEED = 0x9E3779B9  # of the checksum: a zero at index 0 must count
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # bytes of an element -> its bits
+
+
+def checksums(arrays: dict[str, Any]) -> dict[str, str]:
+    """Path -> checksum. One compilation for all arrays on the same devices."""
+    found: dict[str, str] = {}
+    groups: dict[Any, dict[str, Any]] = {}
+    for name, x in arrays.items():
+        if isinstance(x, jax.Array) and x.sharding.memory_kind not in (None, "device", "unpinned_host"):
+            # one by one: all of the host's arrays need not fit on the device
+            (words,) = jax.device_get(_checksum_tree({name: _moved(x)})).values()
+            found[name] = _text(words)
+            continue
+        key = frozenset(x.sharding.device_set) if isinstance(x, jax.Array) else None
+        groups.setdefault(key, {})[name] = x
+    for group in groups.values():
+        for name, words in jax.device_get(_checksum_tree(group)).items():
+            found[name] = _text(words)
+    return found
+
+
+def _text(words: Any) -> str:
+    return "".join(f"{int(w):08x}" for w in words)
+
+
+def _moved(x: jax.Array) -> jax.Array:
+    return jax.device_put(x, x.sharding.with_memory_kind("device"))
+
+
+@jax.jit
+def _checksum_tree(tree: dict[str, Array]) -> dict[str, UInt32[Array, "2"]]:
+    return {name: _checksum(x) for name, x in tree.items()}
+
+
+def _checksum(x: Array) -> UInt32[Array, "2"]:
+    """64 bits that depend on every bit and its place, and not on how the array is divided.
+
+    Each element's bits are mixed with its index in the global array; the sum over elements modulo
+    2^32 does not depend on their order.
+    """
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.full(words.shape, _SEED + words.ndim, jnp.uint32)
+    for dim in range(words.ndim):
+        place = _mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim))
+    once = _mix(words ^ place)
+    return jnp.stack([jnp.sum(once, dtype=jnp.uint32), jnp.sum(_mix(once + place), dtype=jnp.uint32)])
+
+
+def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The finalizer of MurmurHash3: every bit of the input moves half the bits of the output."""
+    h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> jnp.uint32(16))

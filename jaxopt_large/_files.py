@@ -1,0 +1,70 @@
+"""Files that are whole or not there: CRCs, and folders that take their name in one rename."""
+
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from ._errors import Problems
+
+_CHUNK = 2**20  # bytes of a file read at a time
+
+
+def described(folder: Path) -> dict[str, dict[str, int]]:
+    """Relative path -> size and CRC of every file in `folder`."""
+    return {
+        f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "crc32": crc32(f)}
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
+
+
+def file_problems(who: str, source: Path, files: dict[str, dict[str, int]], *, contents: bool) -> Problems:
+    """What is wrong with the files in `source`, given what was `described`; CRCs only with `contents`."""
+    problems = Problems(who)
+    for name, saved in files.items():
+        file = source / name
+        size = file.stat().st_size if file.is_file() else None
+        again = "Restore an earlier checkpoint"
+        if size is None:
+            problems.add(f"a file is missing, {str(file)!r}", do=again)
+        elif size != saved["bytes"]:
+            wrong = f"a file is truncated or damaged, {str(file)!r} has {size} bytes"
+            problems.add(wrong, allowed=f"{saved['bytes']} were written", do=again)
+        elif contents and crc32(file) != saved["crc32"]:
+            problems.add(f"a file is damaged, {str(file)!r}", do=again)
+    return problems
+
+
+def crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def sync_to_disk(folder: Path) -> None:
+    """Files first, then the folders that name them: after the rename all of it survives a power cut."""
+    entries = sorted(folder.rglob("*"), key=lambda f: len(f.parts), reverse=True)
+    for entry in [*[e for e in entries if e.is_file()], *[e for e in entries if e.is_dir()], folder]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def take_name(aside: Path, target: Path) -> None:
+    """Renames `aside` to `target`, which is replaced if it is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)
