@@ -19,6 +19,7 @@ from .placement.per_device import replicate as replicate
 from .placement.per_device import to_global as to_global
 from .placement.per_device import to_per_device as to_per_device
 from .placement.per_device import unreplicate as unreplicate
+from .placement.shardings import abstract_state as abstract_state
 from .placement.shardings import gradient_shardings as gradient_shardings
 from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings

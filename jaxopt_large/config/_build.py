@@ -11,6 +11,7 @@ from .._compat import make_mesh
 from .._paths import map_with_path, matches
 from .._types import Params, Rule, ScalarOrSchedule
 from ..groups import freeze, partition
+from ..placement.offload import offload
 from ..placement.zero import zero
 from ..safety import clip_by_global_norm, skip_nonfinite
 from ..schedules import inverse_sqrt, warmup_cosine_decay_schedule, warmup_stable_decay
@@ -46,11 +47,13 @@ def build(
     if around is not None:
         rule = around(rule)
     placement = config.placement
-    if placement.zero is None:
-        return rule
-    if placement.parallel == "pmap":
+    if placement.zero is not None and placement.parallel == "pmap":
         return zero(rule, axis_name=placement.zero)
-    return zero(rule, mesh or mesh_of(placement), axis=placement.zero)
+    if placement.zero is not None:
+        rule = zero(rule, mesh or mesh_of(placement), axis=placement.zero, layers=placement.layers)
+    if placement.offload is not None:
+        rule = offload(rule, placement.offload)
+    return rule
 
 
 def mesh_of(placement: Placement) -> Mesh | AbstractMesh:

@@ -209,6 +209,8 @@ class Placement(_Group):
     mesh: dict[str, Count] = Field(default={"data": 1}, min_length=1)
     data_axis: str = "data"
     zero: str | None = None
+    layers: str | None = None  # glob of parameters stacked along a first axis of layers
+    offload: str | None = None  # glob over state paths: what is kept in the host's memory
     params: dict[str, list[str | None]] = {}
 
     @model_validator(mode="after")
@@ -226,6 +228,8 @@ class Placement(_Group):
                 )
             if self.params:
                 raise ValueError("pmap keeps all parameters on every device; params must be empty")
+            if self.offload is not None or self.layers is not None:
+                raise ValueError("offload and layers are for parallel: jit")
         return self
 
     @property

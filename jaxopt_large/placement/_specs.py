@@ -57,7 +57,8 @@ def infer_specs(
     """
     leaves, treedef = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    state = jax.eval_shape(init, treedef.unflatten(shapes))
+    # a function of its own: what `init` does may depend on what surrounds it, a cached trace does not
+    state = jax.eval_shape(lambda params: init(params), treedef.unflatten(shapes))
     typed = _typed_specs(init, treedef, shapes, specs, mesh)
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     probe = _Probe(init, treedef, shapes)

@@ -11,7 +11,7 @@ from .._paths import leaf_paths
 from .._types import AnyRule, Params
 from ._hosted import OffloadState, is_offloaded
 from ._layout import ZeroState, is_zero
-from .shardings import abstract_state
+from .shardings import evaluated
 
 
 class Decision(NamedTuple):
@@ -68,7 +68,7 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     zero     w     (128, 512)  data   65,536  dimension 0
     """
     mapped = axis_sizes or {}
-    state, _ = abstract_state(rule, params, mapped)
+    state, _ = evaluated(rule, params, mapped)
     paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     rows: list[Decision] = []
     for node in jax.tree.leaves(state, is_leaf=lambda x: is_zero(x) or is_offloaded(x)):
@@ -92,7 +92,7 @@ def _divided(node: ZeroState, paths: list[str], leaves: list[Any], copies: int) 
             if owner == i:
                 size = inner[j].size * inner[j].dtype.itemsize
                 if layout.mesh is None:
-                    held += size // max(copies, 1)  # one device's share, with the axis of `abstract_state`
+                    held += size // max(copies, 1)  # one device's share, with the axis of `evaluated`
                 else:
                     held += size // _parts(layout.state_specs[j], layout.mesh)
         where = "flat" if cut is not None and cut.dim is None else _where(layout, i)

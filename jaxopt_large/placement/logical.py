@@ -1,4 +1,7 @@
-"""States as they are written to disk: whole leaves without padding, whatever devices held them."""
+"""States as they are written to disk: whole leaves without padding, whatever held them.
+
+The tree is that of the rule without `zero` and `offload`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +9,22 @@ from typing import Any
 import jax
 
 from ._cuts import Cut
-from ._layout import ZeroState
+from ._hosted import OffloadState, is_offloaded
+from ._layout import ZeroState, is_zero
 
 
 def unpadded(tree: Any) -> Any:
-    """`tree` with every `ZeroState` in it replaced by its inner state, padding removed.
+    """`tree` with every state of `zero` and `offload` in it replaced by the inner one, padding removed.
 
     The result is what the rule without `zero` would hold, and does not depend on the mesh.
     """
 
     def leaf(x: Any, cut: Cut | None, shape: tuple[int, ...]) -> Any:
-        return x if cut is None or x.shape == shape else cut.load(x, shape)
+        if cut is None or x.shape == shape:
+            return x
+        if isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host":
+            x = jax.device_put(x, x.sharding.with_memory_kind("device"))
+        return cut.load(x, shape)
 
     return _map_zero(tree, leaf)
 
@@ -36,11 +44,13 @@ def unpadded_like(tree: Any) -> Any:
 
 def repadded(values: Any, like: Any) -> Any:
     """The inverse of `unpadded`: `values` padded and placed like the leaves of `like`."""
-    nodes, treedef = jax.tree.flatten(like, is_leaf=_is_zero)
+    nodes, treedef = jax.tree.flatten(like, is_leaf=_is_placed)
     parts = treedef.flatten_up_to(values)
 
     def node(old: Any, new: Any) -> Any:
-        if not _is_zero(old):
+        if is_offloaded(old):
+            return OffloadState(repadded(new, old.inner), old.hosted)
+        if not is_zero(old):
             return new
         old_leaves, inner = jax.tree.flatten(old.inner)
         leaves = [
@@ -54,21 +64,19 @@ def repadded(values: Any, like: Any) -> Any:
     return treedef.unflatten([node(o, n) for o, n in zip(nodes, parts, strict=True)])
 
 
-def _map_zero(
-    tree: Any,
-    leaf: Callable[[Any, Cut | None, tuple[int, ...]], Any],
-    other: Callable[[Any], Any] = lambda x: x,
-) -> Any:
+def _map_zero(tree: Any, leaf: Callable[[Any, Cut | None, tuple[int, ...]], Any]) -> Any:
     def node(x: Any) -> Any:
-        if not _is_zero(x):
-            return other(x)
+        if is_offloaded(x):
+            return _map_zero(x.inner, leaf)
+        if not is_zero(x):
+            return x
         leaves, treedef = jax.tree.flatten(x.inner)
         return treedef.unflatten(
             [leaf(*args) for args in zip(leaves, x.layout.state, x.layout.shapes, strict=True)]
         )
 
-    return jax.tree.map(node, tree, is_leaf=_is_zero)
+    return jax.tree.map(node, tree, is_leaf=_is_placed)
 
 
-def _is_zero(x: Any) -> bool:
-    return isinstance(x, ZeroState)
+def _is_placed(x: Any) -> bool:
+    return is_zero(x) or is_offloaded(x)

@@ -18,6 +18,28 @@ from ._specs import infer_specs
 _WHO = "state_shardings"
 
 
+def abstract_state(
+    rule: AnyRule,
+    params: Params,
+    mesh: Mesh | AbstractMesh | None = None,
+    *,
+    specs: Mapping[str, PartitionSpec] | None = None,
+) -> Any:
+    """The state of `rule` as `jax.ShapeDtypeStruct`s with shardings: for compiling, planning, restoring.
+
+    `jax.eval_shape(rule.init, params)` does not see how parameters are sharded, so that `zero` would
+    take them for replicated. Args and errors are those of `state_specs`.
+
+    >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    >>> state = jl.abstract_state(jl.zero(jl.adam(1e-3), mesh, "data"), {"w": jnp.ones((64, 512))})
+    >>> state.inner[0].mu["w"].sharding.shard_shape((64, 512))
+    (8, 512)
+    """
+    state, _ = evaluated(rule, params)
+    shardings = state_shardings(rule, params, mesh, specs=specs)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
 def state_specs(
     rule: AnyRule,
     params: Params,
@@ -76,7 +98,7 @@ def state_shardings(
     >>> [s.num_devices for s in jax.tree.leaves(jl.state_shardings(jl.adam(1e-3), params))]
     [1, 1, 1]
     """
-    state, shardings = abstract_state(rule, params)
+    state, shardings = evaluated(rule, params)
     mesh = mesh or _mesh_of([*shardings.values()], state)
     whole = [PartitionSpec()] * len(jax.tree.leaves(params))
     divided = whole if mesh is None else param_specs(_WHO, params, mesh)
@@ -120,7 +142,7 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     Raises:
       ValueError: there is no `zero` over all the parameters.
     """
-    state, _ = abstract_state(rule, params)
+    state, _ = evaluated(rule, params)
     leaves, treedef = jax.tree.flatten(params)
     for node in jax.tree.leaves(state, is_leaf=is_zero):
         if is_zero(node) and node.layout.mesh is not None and len(node.layout.share_specs) == len(leaves):
@@ -131,7 +153,7 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     )
 
 
-def abstract_state(
+def evaluated(
     rule: AnyRule, params: Params, axis_sizes: Mapping[str, int] | None = None
 ) -> tuple[Any, dict[Any, Sharding]]:
     """The state's shapes, and key path -> sharding of the parameters that have one.
@@ -144,7 +166,8 @@ def abstract_state(
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
     with known_shardings(shardings):
-        return jax.eval_shape(init, params), shardings
+        # a function of its own: JAX would find a trace of `init` made without the shardings
+        return jax.eval_shape(lambda params: init(params), params), shardings
 
 
 def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, int]) -> Any:
@@ -164,7 +187,7 @@ def mapped_state_specs(rule: AnyRule, params: Params, axis_sizes: Mapping[str, i
     >>> tuple(state.inner[0].mu["w"]), tuple(state.inner[0].count)
     (('data',), ())
     """
-    state, _ = abstract_state(rule, params, axis_sizes)
+    state, _ = evaluated(rule, params, axis_sizes)
 
     def place(node: Any) -> Any:
         if not is_zero(node):

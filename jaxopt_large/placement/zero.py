@@ -32,11 +32,12 @@ def zero(
     runs the rule on it and shares the result; XLA turns this into a reduce-scatter and an all-gather.
     The rule sees whole leaves, so any rule works, one with norms or matrix products too. Axes of the
     mesh may be Auto or Explicit. Updates come back in the layout that the parameters had in `init`;
-    call `init` outside `jit` if they are sharded (inside, under Auto axes, they count as replicated).
+    call `init` outside `jit` if they are sharded (inside `jit` and `jax.eval_shape`, under Auto axes,
+    they count as replicated; `jl.abstract_state` sees their shardings).
     Parameters that `axis` divides already (FSDP) keep their layout, and so does their state.
 
-    Each leaf is divided along one dimension: one that divides evenly and, if it can be, is neither the
-    last nor one that the mesh divides already. Where none divides, one is zero-padded by at most 1 %
+    Each leaf is divided along one dimension: one that divides evenly, minor to a mesh axis that divides
+    it already, else not the last if that can be. Where none divides, one is zero-padded by at most 1 %
     in storage; else the leaf is stored flat. `jl.explain(rule, params)` shows every decision.
 
     Inside `shard_map`, `pmap` and other mapped axes, name the axis; `init` must run inside too:

@@ -49,13 +49,18 @@ class JitExecution:
 
     def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
         self._config, self._model, self._rule, self._mesh = config, model, rule, mesh
-        self._step = jax.jit(make_step(model, rule), donate_argnums=(0, 1))
+        self._step: Any = None  # made by `init`, which knows where results belong
         self._evaluate = jax.jit(make_evaluation(model))
 
     def init(self, key: Any) -> tuple[Params, State]:
         shardings = param_shardings(self._config, self._model.abstract(), self._mesh)
         params = jax.jit(self._model.init, out_shardings=shardings)(key)
-        return params, _on_mesh(self._rule.init(params), self._mesh)
+        state = _on_mesh(self._rule.init(params), self._mesh)
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        places = (shardings, jax.tree.map(lambda x: x.sharding, state), whole)
+        step = make_step(self._model, self._rule)
+        self._step = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+        return params, state
 
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
         rows = self._config.train.accumulate

@@ -229,7 +229,7 @@ def test_large_configurations_are_planned_without_allocating(name):
     )
     rule = build(config, mesh=mesh)
     shardings = jl.state_shardings(rule, params)
-    state = jax.eval_shape(rule.init, params)
+    state = jl.abstract_state(rule, params)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     each = sum(
         int(np.prod(s.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize

@@ -80,8 +80,9 @@ def test_processes_agree_with_one(count, devices, tmp_path, uninterrupted):
     _same(_final(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("when", ["step", "save"])
-@pytest.mark.parametrize(("count", "fewer"), [(3, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("when", "count", "fewer"), [("step", 3, 2), ("save", 3, 2), ("save", 2, 1), ("saved", 2, 1)]
+)
 def test_one_is_killed_and_fewer_go_on(when, count, fewer, tmp_path, uninterrupted):
     runs = _start(tmp_path, count, 2, (when, 3))
     deadline = time.monotonic() + _PATIENCE
@@ -91,9 +92,11 @@ def test_one_is_killed_and_fewer_go_on(when, count, fewer, tmp_path, uninterrupt
     _kill(runs)  # the survivors wait for it
     assert not (tmp_path / "final.npz").exists()
     whole = sorted(f.name for f in tmp_path.glob("step_*"))
-    assert whole == ["step_1", "step_2"]  # what was being written has no name yet
+    # what was being written has no name yet; when every part was written, the first process may name it
+    assert whole[:2] == ["step_1", "step_2"]
+    assert len(whole) == 2 or when == "saved"
     _finish(_start(tmp_path, fewer, 2), tmp_path)
     _same(_final(tmp_path), uninterrupted)
     logs = (tmp_path / f"log_{fewer}_0.txt").read_text()
-    assert "step 3" in logs
-    assert "step 2" not in logs  # it resumed, and did not start afresh
+    steps = [line for line in logs.splitlines() if line.startswith("step ")]
+    assert steps[0] == f"step {len(whole) + 1}"  # it resumed, and did not start afresh

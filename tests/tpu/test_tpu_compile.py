@@ -30,12 +30,8 @@ def _mesh(name, sizes, names):
 
 def _compiled(rule, params, loss, batch):
     """A whole training step: gradient, update, new parameters, everything donated."""
-    shardings = jl.state_shardings(rule, params)
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(rule.init, params),
-        shardings,
-    )
+    state = jl.abstract_state(rule, params)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def step(params, state, batch):
         updates, state = rule.update(jax.grad(loss)(params, batch), state, params)
