@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from ._errors import Problems
+
 _MOST_SHOWN = 5  # paths named in an error before it says how many more there are
 
 
@@ -68,6 +70,14 @@ def matches(glob: str, path: str) -> bool:
 def first_match(globs: Sequence[str], path: str) -> str | None:
     """The first glob that matches `path`, or None."""
     return next((g for g in globs if matches(g, path)), None)
+
+
+def check_glob(problems: Problems, name: str, glob: str | None, paths: Sequence[str], what: str) -> None:
+    """Adds a problem if the argument `name` is a glob that matches none of the paths of some things."""
+    if glob is not None and paths and not any(matches(glob, path) for path in paths):
+        problems.add(
+            f"{name} matches no {what}, got {glob!r}", allowed=f"the nearest are {nearest(glob, paths)}"
+        )
 
 
 def nearest(wanted: str, paths: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
 """State in host memory: the same bits, the right memory, and an order that works."""
 
 import inspect
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
@@ -45,7 +46,8 @@ def _run(rule, params, steps=3):
             lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(str(s)), state, shardings
         )
         found.append(jax.tree.map(np.asarray, updates))
-    assert step._cache_size() == 1
+    explicit = any(AxisType.Explicit in s.mesh.axis_types for s in jax.tree.leaves(where))
+    assert step._cache_size() == 1 or explicit  # there P() and P(None) are two entries of one compilation
     return found, state
 
 
@@ -71,13 +73,21 @@ def test_optax_rules_too(make):
         _same(_run(jl.offload(make(), min_bytes=0), _params())[0], plain)
 
 
-def test_clipping_and_guards_inside():
-    def make():
-        return jl.skip_nonfinite(optax.chain(jl.clip_by_global_norm(1.0), jl.adamw(1e-2)))
+def _guarded():
+    return jl.skip_nonfinite(optax.chain(jl.clip_by_global_norm(1.0), jl.adamw(1e-2)))
 
-    plain, _ = _run(make(), _params())
-    for got, want in zip(_run(jl.offload(make()), _params())[0], plain, strict=True):
+
+@pytest.mark.parametrize("layers", [None, "blocks*"])
+def test_clipping_and_guards_stream_inside(layers):
+    plain, _ = _run(_guarded(), _params())
+    rule = jl.offload(_guarded(), layers=layers, min_bytes=0)
+    found, state = _run(rule, _params())
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state) if x.ndim} == {"pinned_host"}
+    for got, want in zip(found, plain, strict=True):
         jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-6), got, want)
+    way = "layer by layer" if layers else "with its parameter"
+    rows = {row.path: row.reason for row in jl.explain(rule, _params())}
+    assert rows["blocks/up"].endswith(f"streamed {way}"), rows
 
 
 def test_layer_by_layer():
@@ -87,12 +97,76 @@ def test_layer_by_layer():
     _same(got, plain)
     text = jax.jit(rule.update).lower(_params(), state, _params()).as_text()
     assert text.count("stablehlo.while") == 2  # one loop for each stacked parameter
-    # a norm needs the whole leaf: it streams whole, and stays right
-    rule = jl.offload(optax.chain(jl.clip_by_global_norm(1.0), jl.adamw(1e-2)), layers="blocks*", min_bytes=0)
-    assert (
-        "stablehlo.while"
-        not in jax.jit(rule.update).lower(_params(), rule.init(_params()), _params()).as_text()
+
+
+def _scaled(function):
+    """Adam, and then something that a loop over layers must not get wrong."""
+    scale = optax.stateless(lambda updates, _: jax.tree.map(function, updates))
+    return optax.chain(jl.adam(1e-2), scale)
+
+
+class _ColumnState(NamedTuple):
+    mu: Any
+    column: Any
+
+
+def _with_column_state():
+    def init(params):
+        columns = jax.tree.map(lambda p: jnp.arange(1.0, p.shape[-1] + 1) if p.ndim else p, params)
+        return _ColumnState(jax.tree.map(jnp.zeros_like, params), columns)
+
+    def update(updates, state, params=None):
+        mu = jax.tree.map(lambda m, g: 0.9 * m + g, state.mu, updates)
+        spread = jax.tree.map(lambda m, c: m * jnp.broadcast_to(c, m.shape), mu, state.column)
+        return spread, _ColumnState(mu, state.column)
+
+    return optax.GradientTransformation(init, update)
+
+
+_MULTIPLIERS = np.array([1.0, 10.0, 100.0, 1000.0], np.float32)
+_TRICKY = {
+    "a rate for each layer": lambda: _scaled(
+        lambda u: u * _MULTIPLIERS.reshape(4, *(1,) * (u.ndim - 1)) if u.ndim and u.shape[0] == 4 else u
+    ),
+    "divided by the size": lambda: _scaled(lambda u: u / u.size),
+    "by the number of layers": lambda: _scaled(lambda u: u * u.shape[0] ** 0.5 if u.ndim else u),
+    "by its own norm": lambda: _scaled(lambda u: u / (1.0 + jnp.linalg.norm(u.reshape(-1)))),
+    "state of columns": _with_column_state,
+}
+
+
+@pytest.mark.parametrize("name", _TRICKY)
+def test_what_depends_on_more_than_a_layer_is_not_got_wrong(name):
+    with jax.numpy_rank_promotion("allow"):
+        plain, _ = _run(_TRICKY[name](), _params())
+        got, _ = _run(jl.offload(_TRICKY[name](), layers="blocks*", min_bytes=0), _params())
+    for g, w in zip(got, plain, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), g, w)
+
+
+def test_layers_of_what_zero_has_flattened_stream_whole(mesh8):
+    params = jax.device_put({"w": jnp.ones((4, 6, 12))}, NamedSharding(mesh8, P()))
+    plain, _ = _run(jl.adamw(1e-2), params)
+    got, _ = _run(
+        jl.offload(jl.zero(jl.adamw(1e-2), mesh8, "data", min_bytes=0), layers="*", min_bytes=0), params
     )
+    _same(got, plain)
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data")], ids=str)
+@pytest.mark.parametrize("layers", [None, "*"])
+def test_explicit_axes(spec, layers):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    params = jax.device_put({"w": jnp.ones((8, 16, 32))}, NamedSharding(mesh, spec))
+    plain, _ = _run(jl.adamw(1e-2), params)
+    got, _ = _run(jl.offload(jl.adamw(1e-2), layers=layers, min_bytes=0), params)
+    _same(got, plain)
+
+
+def test_explain_says_what_does_not_stream():
+    rule = jl.offload(jl.accumulate(jl.adamw(1e-2), 2), min_bytes=0)
+    rows = {row.path: row.reason for row in jl.explain(rule, _params())}
+    assert "more leaves in host memory: they do not stream" in rows["w"]
 
 
 def test_globs_choose():
@@ -134,5 +208,7 @@ def test_errors(mesh8):
         ValueError, match=r"offload: only matches no leaf of the state, got 'nuu\*'; the nearest are"
     ):
         jl.offload(jl.adam(1e-2), "nuu*").init(_params())
+    with pytest.raises(ValueError, match=r"offload: layers matches no parameter, got 'block/\*'; the nearest"):
+        jl.offload(jl.adam(1e-2), layers="block/*").init(_params())
     with pytest.raises(TypeError, match="offload: rule is not a rule, got 3"):
         inspect.unwrap(jl.offload)(3)

@@ -52,7 +52,7 @@ def build(
     if placement.zero is not None:
         rule = zero(rule, mesh or mesh_of(placement), axis=placement.zero, layers=placement.layers)
     if placement.offload is not None:
-        rule = offload(rule, placement.offload)
+        rule = offload(rule, placement.offload, layers=placement.layers)
     return rule
 
 

@@ -17,12 +17,14 @@ class Hosted:
     Attributes:
       on_host: for each leaf of the inner state, is it in host memory?
       owners: for each, the parameter that it belongs to; None for what all share.
-      layers: for each parameter, is it streamed layer by layer?
+      layers: for each parameter, is it to be streamed layer by layer?
+      ways: for each parameter, how its state is streamed, in words.
     """
 
     on_host: tuple[bool, ...]
     owners: tuple[int | None, ...]
     layers: tuple[bool, ...]
+    ways: tuple[str, ...] = ()
 
     def moved(self, inner: Any, move: Callable[[Any], Any]) -> Any:
         """`inner` with `move` applied to what is in host memory."""

@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from .._axes import is_surrounded_by, surrounded_by
 from .._compat import auto_axes, reshard
-from .._errors import message
-from .._paths import leaf_paths, matches
+from .._errors import Problems, message
+from .._paths import check_glob, leaf_paths, matches
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._cuts import Cut, choose_cut, cut_spec, entry, normal_spec, respelled, shards_of
 from ._known import known_sharding
@@ -153,6 +153,9 @@ def _plan(
 ) -> tuple[Layout, State]:
     """The layout for `params`, and the inner state's shapes."""
     leaves = jax.tree.leaves(params)
+    problems = Problems("zero")
+    check_glob(problems, "layers", options.layers, leaf_paths(params), "parameter")
+    problems.raise_if_any()
     specs = param_specs("zero", params, mesh)
     decisions = [
         decide(path, x, spec, mesh, axes, options)

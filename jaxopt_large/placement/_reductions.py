@@ -30,7 +30,7 @@ _ELEMENTWISE_NAMES = """
     select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
     sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
-_ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
+ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
 _WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame
 _WHOLE_AFTERWARDS = ("psum", "pmax", "pmin", "all_gather")
 _RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
@@ -76,13 +76,6 @@ def refuse_reductions(
     for value in _follow(closed.jaxpr, values, axis_name, ""):
         if value.kind is _Kind.PARTIAL:
             _refuse(value.blame, axis_name)
-
-
-def is_elementwise(jaxpr: Any, inputs: set[int], results: Sequence[int]) -> bool:
-    """Do results depend on these inputs element by element, and on nothing else of their size?"""
-    kinds = [_Value(_Kind.SHARE if i in inputs else _Kind.UNIFORM) for i in range(len(jaxpr.invars))]
-    found = _follow(jaxpr, kinds, "", "")
-    return all(found[k].kind is not _Kind.PARTIAL for k in results)
 
 
 def _refuse(blame: str, axis_name: str) -> None:
@@ -136,7 +129,7 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
                 else _UNIFORM
                 for v in operands
             ]
-    if most.kind is _Kind.SHARE and name not in _ELEMENTWISE:
+    if most.kind is _Kind.SHARE and name not in ELEMENTWISE:
         doing = (
             "reduces over a leaf" if name.startswith(("reduce", "arg", "dot")) else f"uses {name} on a leaf"
         )

@@ -1,94 +1,130 @@
 """A function taken apart by its results: each result alone, equations they share computed once."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 
 from .._compat import bind
 
+_INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+
+Variable = int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """A literal, in the place of a variable."""
+
+    value: Any
+
+
+class Equation(NamedTuple):
+    """One primitive, applied."""
+
+    of: Any  # the equation of the jaxpr
+    inputs: tuple[Any, ...]  # variables and constants
+    outputs: tuple[Variable, ...]
+
 
 class Slices:
     """A traced function whose inputs are given and whose results are asked for one after another.
 
-    Inputs and results are numbered in the order of `jax.tree.leaves`.
+    Calls within it are inlined, so that a result does not need what only its neighbors need. Inputs and
+    results are numbered in the order of `jax.tree.leaves`.
     """
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
-        self._function, self._args = function, args
         closed = jax.make_jaxpr(function)(*args)
-        self.jaxpr: Any = closed.jaxpr
-        self._values: dict[Any, Any] = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
-        self._made_by = {v: n for n, eqn in enumerate(self.jaxpr.eqns) for v in eqn.outvars}
-        self._done: set[int] = set()
+        self.equations: list[Equation] = []
+        self._fresh = itertools.count()
+        self.types: dict[Variable, Any] = {}
+        self.inputs = [self._variable(v) for v in closed.jaxpr.invars]
+        self._values: dict[Variable, Any] = {}
+        self.outputs = self._inline(closed.jaxpr, self.inputs, closed.consts)
+        self.made_by = {v: eqn for eqn in self.equations for v in eqn.outputs}
+        self._order = {id(eqn): n for n, eqn in enumerate(self.equations)}
 
-    def copy(self) -> "Slices":
-        """The same function, given and computed as far as this one."""
-        other = object.__new__(Slices)
-        other.__dict__.update(self.__dict__)
-        other._values, other._done = dict(self._values), set(self._done)
-        return other
+    def _variable(self, v: Any) -> Variable:
+        number = next(self._fresh)
+        self.types[number] = v.aval
+        return number
 
-    def reshaped(self, shapes: Mapping[int, tuple[int, ...]]) -> "Slices":
-        """The same function of inputs of other shapes."""
-        leaves, treedef = jax.tree.flatten(self._args)
-        other = [
-            jax.ShapeDtypeStruct(shapes[k], x.dtype)
-            if k in shapes
-            else jax.ShapeDtypeStruct(x.shape, x.dtype)
-            for k, x in enumerate(leaves)
-        ]
-        return Slices(self._function, treedef.unflatten(other))
+    def _inline(self, jaxpr: Any, inputs: list[Any], constants: Iterable[Any]) -> list[Any]:
+        """Appends a jaxpr's equations, with variables of their own: JAX shares those of cached calls."""
+        names: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for v, value in zip(jaxpr.constvars, constants, strict=True):
+            names[v] = self._variable(v)
+            self._values[names[v]] = value
+
+        def read(atom: Any) -> Any:
+            return Constant(atom.val) if hasattr(atom, "val") else names[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            inner = _called(eqn)
+            if inner is not None and len(inner.jaxpr.invars) == len(operands):
+                outputs = self._inline(inner.jaxpr, operands, inner.consts)
+            else:
+                outputs = [self._variable(v) for v in eqn.outvars]
+                self.equations.append(Equation(eqn, tuple(operands), tuple(outputs)))
+            names.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
 
     def has(self, index: int) -> bool:
-        return self.jaxpr.invars[index] in self._values
-
-    def value(self, index: int) -> Any:
-        return self._values[self.jaxpr.invars[index]]
+        return self.inputs[index] in self._values
 
     def give(self, index: int, value: Any) -> None:
-        self._values[self.jaxpr.invars[index]] = value
+        self._values[self.inputs[index]] = value
 
-    def inputs_of(self, results: Iterable[int]) -> list[int]:
-        """The inputs on which results depend."""
-        numbers = {v: i for i, v in enumerate(self.jaxpr.invars)}
-        outs = [self.jaxpr.outvars[k] for k in results]
-        read = {a for n in self._needed(outs) for a in self.jaxpr.eqns[n].invars if not _is_literal(a)}
-        return sorted(numbers[v] for v in {*read, *(o for o in outs if not _is_literal(o))} if v in numbers)
+    def type_of(self, index: int) -> Any:
+        """Shape and dtype of a result."""
+        out = self.outputs[index]
+        return jax.typeof(out.value) if isinstance(out, Constant) else self.types[out]
 
-    def advance(self, results: Iterable[int]) -> None:
-        """Computes what results need, as far as the inputs given allow."""
-        for n in sorted(self._needed(self.jaxpr.outvars[k] for k in results) - self._done):
-            if all(_is_literal(a) or a in self._values for a in self.jaxpr.eqns[n].invars):
-                self._compute(n)
+    def inputs_of(self, atoms: Iterable[Any]) -> list[int]:
+        """The inputs on which variables depend."""
+        numbers = {v: i for i, v in enumerate(self.inputs)}
+        atoms = list(atoms)
+        read = {a for eqn in self._needed(atoms) for a in eqn.inputs} | set(atoms)
+        return sorted(numbers[v] for v in read if v in numbers)
 
     def results(self, results: Iterable[int]) -> list[Any]:
         """Computes results; their inputs must have been given."""
-        outs = [self.jaxpr.outvars[k] for k in results]
-        for n in sorted(self._needed(outs) - self._done):
-            self._compute(n)
-        return [self._read(v) for v in outs]
+        return self.computed([self.outputs[k] for k in results])
 
-    def _compute(self, n: int) -> None:
-        eqn = self.jaxpr.eqns[n]
-        made = bind(eqn, [self._read(atom) for atom in eqn.invars])
-        self._values.update(zip(eqn.outvars, made, strict=True))
-        self._done.add(n)
+    def computed(self, atoms: Iterable[Any]) -> list[Any]:
+        """Computes variables; their inputs must have been given."""
+        atoms = list(atoms)
+        for eqn in self._needed(a for a in atoms if a not in self._values):
+            if not all(v in self._values for v in eqn.outputs):
+                made = bind(eqn.of, [self._read(atom) for atom in eqn.inputs])
+                self._values.update(zip(eqn.outputs, made, strict=True))
+        return [self._read(a) for a in atoms]
 
     def _read(self, atom: Any) -> Any:
-        return atom.val if _is_literal(atom) else self._values[atom]
+        return atom.value if isinstance(atom, Constant) else self._values[atom]
 
-    def _needed(self, outs: Iterable[Any]) -> set[int]:
-        """The equations on which variables depend."""
-        needed: set[int] = set()
-        pending = [v for v in outs if not _is_literal(v)]
+    def _needed(self, atoms: Iterable[Any]) -> list[Equation]:
+        """The equations on which variables depend, in their order."""
+        needed: dict[int, Equation] = {}
+        pending = [a for a in atoms if not isinstance(a, Constant)]
         while pending:
-            n = self._made_by.get(pending.pop())
-            if n is not None and n not in needed:
-                needed.add(n)
-                pending.extend(a for a in self.jaxpr.eqns[n].invars if not _is_literal(a))
-        return needed
+            eqn = self.made_by.get(pending.pop())
+            if eqn is not None and self._order[id(eqn)] not in needed:
+                needed[self._order[id(eqn)]] = eqn
+                pending.extend(a for a in eqn.inputs if not isinstance(a, Constant))
+        return [needed[n] for n in sorted(needed)]
 
 
-def _is_literal(atom: Any) -> bool:
-    return hasattr(atom, "val")
+def _called(eqn: Any) -> Any:
+    """The closed jaxpr that a call equation calls; None for all others, and for calls that place results."""
+    if eqn.primitive.name not in _INLINED:
+        return None
+    shardings = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
+    if any(isinstance(s, jax.sharding.Sharding) for s in shardings):
+        return None
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return inner if hasattr(inner, "consts") else None

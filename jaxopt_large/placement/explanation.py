@@ -121,8 +121,7 @@ def _offloaded(node: OffloadState, paths: list[str], leaves: list[Any]) -> list[
         mine = [j for j, owner in enumerate(hosted.owners) if owner == i]
         moved = [j for j in mine if hosted.on_host[j]]
         where = "host" if moved else "device"
-        how = "layer by layer, if its update is elementwise" if hosted.layers[i] else "with its parameter"
-        why = f"{len(moved)} of {len(mine)} leaves in host memory, streamed {how}"
+        why = f"{len(moved)} of {len(mine)} leaves in host memory, streamed {hosted.ways[i]}"
         held = sum(inner[j].size * inner[j].dtype.itemsize for j in mine if j not in moved)
         rows.append(
             Decision(

@@ -1,0 +1,171 @@
+"""One update of a rule whose state is in host memory, taken apart by parameter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+from .._compat import to_device, to_host
+from .._types import Params, Rule, State, Updates
+from ._hosted import Hosted, OffloadState
+from ._layered import Layered, NotLayered
+from ._slices import Slices
+
+
+def stream(
+    rule: Rule, updates: Updates, state: OffloadState, params: Params | None, extra: dict[str, Any]
+) -> tuple[Updates, State]:
+    """`rule.update`, with the state of one parameter after another on the device."""
+    return _Stream(rule, updates, state.inner, state.hosted, params, extra).run()
+
+
+def ways(rule: Rule, params: Params, state: State, hosted: Hosted) -> tuple[str, ...]:
+    """How the state of each parameter streams, in words."""
+    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), t) for t in (params, state)]
+    try:
+        once = _Stream(rule, shapes[0], shapes[1], hosted, shapes[0], {})
+    except Exception:  # it takes arguments that only the step has
+        return ("with its parameter, if its update needs no other",) * len(hosted.layers)
+    return tuple(once.way(i) for i in range(len(hosted.layers)))
+
+
+class _Stream:
+    """Inputs are numbered: gradients, then state, then parameters; results: updates, then new state."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        updates: Updates,
+        inner: State,
+        hosted: Hosted,
+        params: Params | None,
+        extra: dict[str, Any],
+    ):
+        self.hosted = hosted
+        self.gradients, self.treedef = jax.tree.flatten(updates)
+        self.stored, self.state_treedef = jax.tree.flatten(inner)
+        self.values = jax.tree.leaves(params)
+        self.count = len(self.gradients)
+
+        def update(updates: Updates, inner: State, params: Params | None) -> tuple[Updates, State]:
+            return rule.update(updates, inner, params, **extra)
+
+        # shapes and dtypes as they are on the device
+        on_device = jax.eval_shape(
+            lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.stored
+        )
+        self.slices = Slices(update, (updates, on_device, params))
+        for k, x in enumerate([*self.gradients, *self.stored, *self.values]):
+            if not self._on_host(k):
+                self.slices.give(k, x)
+
+    def run(self) -> tuple[Updates, State]:
+        changes: list[Any] = [None] * self.count
+        new: list[Any] = [None] * len(self.stored)
+        token: list[Any] = []
+        for i in [*range(self.count), None]:  # parameter by parameter, then what belongs to none
+            results = self._results(i)
+            layered = self._layered(i, results)
+            outs = self._whole(results, token) if layered is None else self._by_layers(layered, results, i)
+            for k, x in zip(results, outs, strict=True):
+                if k < self.count:
+                    changes[k] = x
+                else:
+                    new[k - self.count] = x
+            token = [new[k - self.count] for k in results if self._on_host(k)] or token
+        return self.treedef.unflatten(changes), self.state_treedef.unflatten(new)
+
+    def way(self, i: int) -> str:
+        """How parameter `i` streams."""
+        results = self._results(i)
+        own = [k for k in results if self._on_host(k)]
+        if not own:
+            return "not chosen, or small"
+        foreign = [k for k in self._needs(results) if k not in own]
+        if foreign:
+            return f"with {len(foreign)} more leaves in host memory: they do not stream"
+        if self.hosted.layers[i]:
+            layered = self._layered(i, results)
+            return "layer by layer" if layered else "whole: its update is not elementwise"
+        return "with its parameter"
+
+    def _results(self, i: int | None) -> list[int]:
+        """The results that belong to parameter `i`."""
+        mine = [self.count + j for j, owner in enumerate(self.hosted.owners) if owner == i]
+        return mine if i is None else [i, *mine]
+
+    def _needs(self, results: list[int]) -> list[int]:
+        """The leaves in host memory that results depend on."""
+        inputs = self.slices.inputs_of([self.slices.outputs[k] for k in results])
+        return [k for k in inputs if self._on_host(k)]
+
+    def _on_host(self, k: int) -> bool:
+        return self.count <= k < self.count + len(self.stored) and self.hosted.on_host[k - self.count]
+
+    def _whole(self, results: list[int], token: list[Any]) -> list[Any]:
+        for k in self._needs(results):
+            if not self.slices.has(k):
+                self.slices.give(k, to_device(_after(self.stored[k - self.count], token)))
+        outs = self.slices.results(results)
+        return [to_host(x) if self._on_host(k) else x for k, x in zip(results, outs, strict=True)]
+
+    # --- layer by layer -------------------------------------------------------------------------------
+
+    def _layered(self, i: int | None, results: list[int]) -> Layered | None:
+        """The update of parameter `i` as a function of one layer, where it is to be and can be."""
+        if i is None or not self.hosted.layers[i] or _is_explicit(self.gradients[i]):
+            return None
+        shape = self.gradients[i].shape
+        arrays = [k for k in results if k == i or self.stored[k - self.count].shape == shape]
+        if self.values:
+            arrays.append(self.count + len(self.stored) + i)
+        try:
+            return Layered(self.slices, arrays, results) if shape else None
+        except NotLayered:
+            return None
+
+    def _by_layers(self, layered: Layered, results: list[int], i: int) -> list[Any]:
+        layered.prepare()
+        arrays = {k: self.stored[k - self.count] for k in results if k >= self.count} | {i: self.gradients[i]}
+        arrays = {k: x for k, x in arrays.items() if x.shape == self.gradients[i].shape}
+        # each layer's results take the place of what they were made from, where dtypes allow
+        buffers = {k: x for k, x in arrays.items() if self.slices.type_of(k).dtype == x.dtype}
+        read_only = {k: x for k, x in arrays.items() if k not in buffers}
+        if self.values:
+            read_only[self.count + len(self.stored) + i] = self.values[i]
+        made_fresh = {k: self._empty(k) for k in results if k not in buffers}
+
+        def one(index: Any, carry: tuple[dict[int, Any], dict[int, Any]]) -> Any:
+            buffers, fresh = carry
+            parts = {
+                k: jax.lax.dynamic_slice_in_dim(x, index, 1) for k, x in (buffers | read_only).items()
+            }
+            parts = {k: to_device(x) if self._on_host(k) else x for k, x in parts.items()}
+            # apart from the loop's own work, a layer is rounded as the whole is
+            outs = jax.lax.optimization_barrier(layered.layer(index, jax.lax.optimization_barrier(parts)))
+            outs = {k: to_host(x) if self._on_host(k) else x for k, x in outs.items()}
+
+            def written(k: int, x: Any) -> Any:
+                return jax.lax.dynamic_update_slice_in_dim(x, outs[k], index, 0) if x.ndim else outs[k]
+
+            return tuple({k: written(k, x) for k, x in part.items()} for part in (buffers, fresh))
+
+        rounds = self.gradients[i].shape[0]
+        buffers, fresh = jax.lax.fori_loop(0, rounds, one, (buffers, made_fresh))
+        return [(buffers | fresh)[k] for k in results]
+
+    def _empty(self, k: int) -> Any:
+        kind = self.slices.type_of(k)
+        return jnp.zeros(kind.shape, kind.dtype)
+
+
+def _is_explicit(x: Any) -> bool:
+    """Has its type a mesh with Explicit axes? Slices along a loop's index have no rule for them."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ())
+
+
+def _after(x: Any, token: list[Any]) -> Any:
+    """`x`, not to be touched before `token` is there."""
+    return jax.lax.optimization_barrier((x, token))[0] if token else x
