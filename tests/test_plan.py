@@ -110,3 +110,47 @@ def test_deferred_gradients_under_jit_are_reduced_once(mesh8):
     each = jax.jit(jl.microbatched_grad(loss, 4))
     found = jl.plan.collectives(each.lower(params, put).compile())
     assert [c.rounds for c in found.inside_loops() if c.bytes >= params["w"].nbytes] == [4]
+
+
+def _nested_loops_and_branches(mesh):
+    """Rounds of psum: 5 x 3; of ppermute: 5; one psum in one branch, one all_gather in the other."""
+
+    def inner(x, _):
+        return jax.lax.psum(x, "data") * 0.5, None
+
+    def outer(x, _):
+        x, _ = jax.lax.scan(inner, x, None, length=3)
+        return x + jax.lax.ppermute(x, "data", [(i, (i + 1) % 8) for i in range(8)]), None
+
+    def f(x, which):
+        x, _ = jax.lax.scan(outer, x, None, length=5)
+        return jax.lax.cond(
+            which > 0,
+            lambda x: jax.lax.psum(x, "data"),
+            lambda x: 2.0 * jax.lax.all_gather(x, "data", tiled=True)[:64],
+            x,
+        )
+
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    return jax.jit(mapped).lower(jnp.ones(64), jnp.ones(())).compile()
+
+
+@pytest.mark.parametrize("sign", ["%", ""], ids=["percent", "no percent"])
+def test_loops_in_loops_and_branches_as_the_compiler_writes_them(sign, mesh8):
+    text = _nested_loops_and_branches(mesh8).as_text().replace("%", sign)
+    found = jl.plan.collectives(text)
+    assert sorted((c.kind, c.rounds, c.computation == "main", c.bytes) for c in found) == [
+        ("all-gather", 1, True, 8 * 64 * 4),
+        ("all-reduce", 1, True, 64 * 4),
+        ("all-reduce", 15, False, 64 * 4),
+        ("collective-permute", 5, False, 64 * 4),
+    ]
+
+
+def test_names_without_percent_signs_and_heads_without_types():
+    text = _TPU.replace("%", "")
+    assert set(jl.plan.collectives(text)) == set(jl.plan.collectives(_TPU))
+    short = "\n".join(
+        f"{line.split(' (')[0]} {{" if line.endswith("{") else line for line in text.splitlines()
+    )
+    assert set(jl.plan.collectives(short)) == set(jl.plan.collectives(_TPU))

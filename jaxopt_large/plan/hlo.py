@@ -1,25 +1,28 @@
 """The collectives of a compiled function, counted in its HLO.
 
 Compilers hide them: a TPU's reduce-scatter is a fusion that calls a computation named
-`all-reduce-scatter`; an asynchronous all-gather is cloned into several fusions, which share a channel;
-what stands in a loop runs once per round.
+`all-reduce-scatter`; an asynchronous all-gather is cloned into several fusions, some of them inside loops
+that run while it is in flight; what stands in a loop runs once per round; and a computation runs as often
+as it is called.
 """
 
-import collections
-import math
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = re.compile(r"(pred|bf|[fsuc])(\d*)")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.+?) ([a-z][a-z0-9\-]*)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=")
-_NAMES = re.compile(r"%([\w.\-]+)")
-_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+[a-z0-9]*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+from . import _hlo_text
+from ._hlo_text import Instruction, Module
+
+_KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _METADATA = re.compile(r'op_name="([^"]*)"')
 
 
@@ -27,7 +30,8 @@ class Collective(NamedTuple):
     """One collective operation.
 
     Attributes:
-      kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute".
+      kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+        "collective-permute" or "collective-broadcast".
       shape: of the largest result on one device (a reduce-scatter's is one share).
       bytes: of the whole arrays on one device: what is reduced, or what has been gathered.
       arrays: how many there are: compilers combine small collectives into one.
@@ -80,126 +84,100 @@ def collectives(compiled: Any) -> Collectives:
       compiled: what `jax.jit(f).lower(...).compile()` returns, or its text.
 
     Returns:
-      One entry per operation. A TPU's fused reduce-scatter counts as reduce-scatter, and the clones of
-      an asynchronous operation count once.
+      One entry per operation, and per call of the computation it stands in: both branches of a conditional
+      count, and a body that two loops share counts for each. A TPU's fused reduce-scatter counts as
+      reduce-scatter, and the clones of an asynchronous operation count once.
+
+    Raises:
+      ValueError: the text is not HLO, such as the StableHLO of a function that is not compiled.
 
     >>> compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
     >>> len(jl.plan.collectives(compiled))
     0
     """
-    text = compiled if isinstance(compiled, str) else compiled.as_text()
-    bodies, entry = _computations(text)
-    found: dict[Any, Collective] = {}
-    for name, loop, rounds, fused in _reached(bodies, entry):
-        for line in bodies[name]:
-            collective = _collective(line, name, loop, rounds)
-            if collective is not None:
-                channel = _CHANNEL.search(line)
-                # clones stand in fusions; outside of them all may share one channel, as on CPU
-                clones = channel.group(1) if channel and fused else (name, line)
-                found.setdefault((collective.kind, loop, collective.shape, clones), collective)
-    return Collectives(found.values())
+    module = _hlo_text.parse(compiled if isinstance(compiled, str) else compiled.as_text())
+    return Collectives(found.collective for found in _executed(module.entry, module, {}))
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> lines of each computation, and the name of the entry."""
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        head = _HEAD.match(line)
-        if head:
-            current = bodies.setdefault(head.group(2), [])
-            entry = head.group(2) if head.group(1) else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.append(line)
-    return bodies, entry
+class _Found(NamedTuple):
+    """A collective, and what tells it from others if it is a clone."""
+
+    collective: Collective
+    chain: str  # the number that the TPU compiler gives an asynchronous operation, or ""
+    identity: tuple[Any, ...] | None  # what clones share; None for what is never cloned
+    fused: bool = False  # only fusions hold clones: elsewhere all may share one channel, as on CPU
 
 
-def _reached(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, str, int, bool]]:
-    """Every computation that runs: its name, its loop, how often it runs, and whether it is a fusion's."""
-    seen: set[tuple[str, str]] = set()
-    pending = collections.deque([(entry, "main", 1, False)])
-    while pending:
-        name, loop, rounds, fused = pending.popleft()
-        if (name, loop) in seen or name not in bodies:
-            continue
-        seen.add((name, loop))
-        yield name, loop, rounds, fused
-        for line in bodies[name]:
-            called = _CALLED.split(line, maxsplit=1)
-            if len(called) < 2:
-                continue
-            names = [n for n in _NAMES.findall(called[1]) if n in bodies]
-            if " while(" in line:
-                times = rounds * _trips(line, bodies)
-                pending.extend((n, n, times, fused) for n in names)
+def _executed(name: str, module: Module, known: dict[str, list[_Found]]) -> list[_Found]:
+    """What one call of a computation executes, computations that it calls included."""
+    if name in known:
+        return known[name]
+    known[name] = []  # ends the search in texts where a computation calls itself
+    own: list[_Found] = []
+    fused: dict[Any, _Found] = {}
+    called: list[_Found] = []
+    for instruction in module.computations.get(name, []):
+        operation = instruction.operation
+        if found := _found(instruction, name, module):
+            own.append(found)
+        if operation.endswith(("-update", "-done")):
+            continue  # these name the computation that the start has called
+        for callee in instruction.called():
+            inner = _executed(callee, module, known)
+            if operation == "fusion":
+                for found in inner:
+                    fused.setdefault(found.identity or object(), found._replace(fused=True))
+            elif operation == "while":
+                times = _hlo_text.trips(instruction, module)
+                called += [_in_loop(found, callee, times) for found in inner]
             else:
-                inside = fused or " fusion(" in line or "async-" in line
-                pending.extend((n, loop, rounds, inside) for n in names)
+                called += inner
+    # what starts here may be in flight while a loop runs, and then has clones in its body
+    called = [f for f in called if not (f.fused and f.chain and f.identity in fused)]
+    known[name] = [*own, *fused.values(), *called]
+    return known[name]
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: what the compiler says, else the bound of a counting loop, else 1."""
-    said = _TRIPS.search(line)
-    if said:
-        return int(said.group(1))
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    body = "\n".join(bodies.get(condition.group(1), ())) if condition else ""
-    bounds = re.findall(r"s32\[\][^=]* constant\((\d+)\)", body)
-    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in body else 1
+def _in_loop(found: _Found, body: str, times: int) -> _Found:
+    """`found` as the loop executes it: named after the innermost body, rounds multiplied."""
+    c = found.collective
+    computation = body if c.computation == "main" else c.computation
+    return found._replace(collective=c._replace(computation=computation, rounds=c.rounds * times))
 
 
-def _collective(line: str, computation: str, loop: str, rounds: int) -> Collective | None:
-    instruction = _INSTRUCTION.match(line)
-    if instruction is None:
+def _found(instruction: Instruction, computation: str, module: Module) -> _Found | None:
+    """The collective that an instruction is, as one call of its computation executes it."""
+    operation = instruction.operation.removesuffix("-start")
+    operands, results = _operands_and_results(instruction)
+    if operation not in _KINDS or not results:
         return None
-    result, operation = instruction.groups()
-    kind = operation.removesuffix("-start")
-    if kind not in _KINDS:
-        return None
-    if computation.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"
-    results = _arrays(result)
-    if operation.endswith("-start"):  # the start of an asynchronous operation: (operands, results)
-        results = results[len(results) // 2 :]
+    size = sum(size for size, _ in results)
     if operation == "reduce-scatter":
-        results = [(size * _group_size(line), shape) for size, shape in results]
-    if not results:
-        return None
-    name = _METADATA.search(line)
-    return Collective(
-        kind,
-        max(results)[1],
-        sum(size for size, _ in results),
-        len(results),
-        loop,
-        rounds,
-        name.group(1) if name else "",
+        whole = sum(size for size, _ in operands)
+        size = whole or size * _hlo_text.group_size(instruction, module)
+    fused_scatter = computation.startswith("all-reduce-scatter")
+    kind = "reduce-scatter" if fused_scatter else operation
+    name, channel, chain = (
+        found.group(1) if (found := pattern.search(instruction.line)) else ""
+        for pattern in (_METADATA, _CHANNEL, _CHAIN)
     )
+    collective = Collective(kind, max(results)[1], size, len(results), "main", 1, name)
+    # a fused reduce-scatter without a chain is whole; channels do not tell them apart, combined ones have 1
+    cloned = chain or (channel and not fused_scatter)
+    return _Found(collective, chain, (kind, *results, channel, chain) if cloned else None)
 
 
-def _arrays(text: str) -> list[tuple[int, tuple[int, ...]]]:
-    """(bytes, shape) of every array type in `text`."""
-    found = []
-    for dtype, dims in _ARRAY.findall(text):
-        shape = tuple(int(d) for d in dims.split(",") if d)
-        count = math.prod(shape)
-        match = _BITS.match(dtype)
-        bits = int(match.group(2)) if match and match.group(2) else 8
-        found.append((count * bits // 8, shape))
-    return found
+_Arrays = list[tuple[int, tuple[int, ...]]]
 
 
-def _group_size(line: str) -> int:
-    """Devices in one group of the operation."""
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    if listed:
-        return listed.group(1).count(",") + 1
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-    if iota:
-        return int(iota.group(2))
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1))) if axes else {}
-    return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes.group(2))) if axes else 1
+def _operands_and_results(instruction: Instruction) -> tuple[_Arrays, _Arrays]:
+    """(bytes, shape) of its results, and of its operands where the type tells them.
+
+    The start of an asynchronous operation has the type (operands, results, contexts), apart from an
+    all-reduce's, which has its results only.
+    """
+    parts = _hlo_text.elements(instruction.result)
+    asynchronous = instruction.operation.endswith("-start") and instruction.operation != "all-reduce-start"
+    if asynchronous and len(parts) > 1:
+        return _hlo_text.arrays(parts[0]), _hlo_text.arrays(parts[1])
+    return [], _hlo_text.arrays(instruction.result)
