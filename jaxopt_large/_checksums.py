@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
+from ._bits import mix
+
 _SEED = 0x9E3779B9  # of the checksum: a zero at index 0 must count
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # bytes of an element -> its bits
 
@@ -51,13 +53,6 @@ def _checksum(x: Array) -> UInt32[Array, "2"]:
     words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.full(words.shape, _SEED + words.ndim, jnp.uint32)
     for dim in range(words.ndim):
-        place = _mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim))
-    once = _mix(words ^ place)
-    return jnp.stack([jnp.sum(once, dtype=jnp.uint32), jnp.sum(_mix(once + place), dtype=jnp.uint32)])
-
-
-def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """The finalizer of MurmurHash3: every bit of the input moves half the bits of the output."""
-    h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> jnp.uint32(16))
+        place = mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim))
+    once = mix(words ^ place)
+    return jnp.stack([jnp.sum(once, dtype=jnp.uint32), jnp.sum(mix(once + place), dtype=jnp.uint32)])

@@ -10,13 +10,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._axes import sum_over_shards
+from ._errors import message
 from ._types import Scalar, Updates
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
-    """float64 for float64, float32 for every other floating dtype."""
+    """float64 for float64, float32 for every other real dtype.
+
+    Raises:
+      TypeError: the dtype is complex.
+    """
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            message("jaxopt_large", f"arrays are real, got {np.dtype(dtype).name}", do="Split it in two")
+        )
     return np.dtype(jnp.float64 if np.dtype(dtype) == np.float64 else jnp.float32)
 
 

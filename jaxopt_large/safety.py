@@ -1,5 +1,6 @@
 """Guards around a rule: clipping by the global norm, and steps that must not happen."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from ._axes import sum_over_shards
-from ._errors import POSITIVE, check_hyperparameters
+from ._axes import reduction_axes, sum_over_shards, surrounded_by
+from ._errors import POSITIVE, check_hyperparameters, message
 from ._numerics import as_scalar, global_norm, safe_increment
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 
@@ -83,16 +84,24 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
     Returns:
       The rule; its state is `SkipNonfiniteState(skipped, inner)`.
 
+    Raises:
+      TypeError: rule is not a rule.
+
     >>> rule = jl.skip_nonfinite(jl.sgd(0.1, momentum=0.9))
     >>> params = jnp.float32(1.0)
     >>> updates, state = rule.update(jnp.float32("nan"), rule.init(params), params)
     >>> float(params + updates), int(state.skipped)
     (1.0, 1)
     """
+    if not (hasattr(rule, "init") and hasattr(rule, "update")):
+        raise TypeError(message("skip_nonfinite", f"rule is not a rule, got {rule!r}"))
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> SkipNonfiniteState:
-        return SkipNonfiniteState(skipped=jnp.zeros((), jnp.int32), inner=rule.init(params))
+        by_device = not reduction_axes(axis_name)  # inside a mapped axis devices would not decide alike
+        with surrounded_by("skip_nonfinite by device") if by_device else contextlib.nullcontext():
+            inner = rule.init(params)
+        return SkipNonfiniteState(skipped=jnp.zeros((), jnp.int32), inner=inner)
 
     def update(
         updates: Updates, state: SkipNonfiniteState, params: Params | None = None, **extra: Any

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._types import Params, State
+from .._errors import Problems, message
+from .._paths import leaf_paths
+from .._types import Params, State, Updates
 from ._cuts import Cut
 
 
@@ -23,6 +25,7 @@ class Layout:
       mesh: the mesh; None inside mapped axes.
       params: for each parameter, how its share is cut; None where it follows the parameter.
       state: for each leaf of the inner state, how it is cut; None where it is stored as it is.
+      param_shapes: each parameter's shape, as `update` gets it.
       shapes: for each leaf of the inner state, its shape before cutting.
       owners: for each leaf of the inner state, the parameter on its path; None for what all share.
       param_specs: each parameter's spec, into which the updates return.
@@ -36,6 +39,7 @@ class Layout:
     mesh: Any
     params: tuple[Cut | None, ...]
     state: tuple[Cut | None, ...]
+    param_shapes: tuple[tuple[int, ...], ...]
     shapes: tuple[tuple[int, ...], ...]
     owners: tuple[int | None, ...]
     param_specs: tuple[PartitionSpec, ...] = ()
@@ -70,6 +74,34 @@ class ZeroState(NamedTuple):
 
     inner: State
     layout: Layout
+
+
+def check_state(state: Any) -> None:
+    """Raises unless `state` is one of `zero`."""
+    if not is_zero(state):
+        raise TypeError(
+            message(
+                "zero",
+                f"the state is not one of zero, got {type(state).__name__}",
+                do="Pass what this rule's init or update has returned",
+            )
+        )
+
+
+def check_updates(layout: Layout, updates: Updates, params: Params | None) -> None:
+    """Raises unless gradients, and parameters where given, are those of the parameters in `init`."""
+    problems = Problems("zero")
+    for what, tree in (("gradients", updates), ("parameters", params)):
+        shapes = [tuple(x.shape) for x in jax.tree.leaves(tree)]
+        if tree is not None and len(shapes) != len(layout.param_shapes):
+            problems.add(f"there are {len(shapes)} {what}", allowed=f"init got {len(layout.param_shapes)}")
+        elif tree is not None and shapes != list(layout.param_shapes):
+            for path, got, want in zip(leaf_paths(tree), shapes, layout.param_shapes, strict=True):
+                if got != want:
+                    problems.add(
+                        f"one of the {what} has shape {got}", at=path, allowed=f"in init it had {want}"
+                    )
+    problems.raise_if_any()
 
 
 def is_zero(x: Any) -> bool:

@@ -15,18 +15,18 @@ from .._numerics import accumulation_dtype
 from .._paths import path_string
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut, choose_cut, flat_cut
-from ._jit import Options, check_order
-from ._layout import Layout, ZeroState
+from ._decisions import Options
+from ._jit import check_order
+from ._layout import Layout, ZeroState, check_state, check_updates
 from ._reductions import ReductionError, refuse_reductions
 from ._specs import infer_specs
 
 
 def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule:
     rule = optax.with_extra_args_support(rule)
-    checked: set[Any] = set()  # layouts for which the rule is known to work on shares
 
     def init(params: Params) -> ZeroState:
-        check_order()
+        check_order(mapped=True)
         shares = _size(axis_name)
         with sharded_over(axis_name), surrounded_by("zero"):
             layout = _plan(rule, params, axis_name, shares, options)
@@ -40,20 +40,22 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         weight: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Updates, ZeroState]:
+        check_state(state)
         layout = state.layout
+        check_updates(layout, updates, params)
         _check_shares(layout, axis_name)
+        factor = None
         if weight is not None:
-            total = jax.lax.psum(jnp.asarray(weight, jnp.float32), axis_name)
-            updates = _weighted(updates, weight, total, layout.shares)
-            extra["weight"] = total
+            own = jnp.asarray(weight, jnp.float32)
+            total = extra["weight"] = jax.lax.psum(own, axis_name)
+            # the plain mean of gradients times it is the mean weighted by `weight`
+            factor = jnp.where(total > 0, own * layout.shares / jnp.where(total > 0, total, 1.0), 0.0)
         leaves, treedef = jax.tree.flatten(updates)
-        mine = treedef.unflatten(_mean_shares(leaves, layout))
+        mine = treedef.unflatten(_mean_shares(leaves, layout, factor))
         values = None if params is None else _own(params, layout)
         with sharded_over(axis_name), surrounded_by("zero"):
-            key = (layout, tuple(sorted(extra)))
-            if key not in checked:
-                refuse_reductions(rule, mine, state.inner, values, extra, axis_name)
-                checked.add(key)
+            whole = treedef.unflatten(_shapes_of_rank_one(leaves))
+            refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
             # compiled apart from the exchange, the rule rounds as it does unsharded
             mine, values = jax.lax.optimization_barrier((mine, values))
             changes, inner = rule.update(mine, state.inner, values, **extra)
@@ -78,7 +80,7 @@ def _plan(rule: Rule, params: Params, axis_name: str, shares: int, options: Opti
         for c, x in zip(cuts, leaves, strict=True)
     ]
     tree = treedef.unflatten(own)
-    _check_early(rule, tree, axis_name)
+    _check_early(rule, tree, axis_name, treedef.unflatten(_shapes_of_rank_one(leaves)))
     abstract, followed = infer_specs("zero", rule.init, tree, [jax.sharding.PartitionSpec()] * len(own), None)
     problems, state, shapes = Problems("zero"), [], []
     for f, (path, x) in zip(followed, jax.tree_util.tree_flatten_with_path(abstract)[0], strict=True):
@@ -99,16 +101,18 @@ def _plan(rule: Rule, params: Params, axis_name: str, shares: int, options: Opti
         mesh=None,
         params=tuple(cuts),
         state=tuple(state),
+        param_shapes=tuple(tuple(x.shape) for x in leaves),
         shapes=tuple(shapes),
         owners=tuple(f.owner for f in followed),
         reasons=tuple(_reason(c) for c in cuts),
     )
 
 
-def _check_early(rule: Rule, shares: Params, axis_name: str) -> None:
+def _check_early(rule: Rule, shares: Params, axis_name: str, whole: Params) -> None:
     """Refuses a rule in `init` already, where its update can be traced without further arguments."""
     try:
-        refuse_reductions(rule, shares, jax.eval_shape(rule.init, shares), shares, {}, axis_name)
+        state = jax.eval_shape(lambda p: rule.init(p), shares)
+        refuse_reductions(rule, shares, state, shares, {}, axis_name, whole)
     except ReductionError:
         raise
     except Exception:  # it takes arguments that only the step has: `update` looks again
@@ -134,19 +138,9 @@ def _check_shares(layout: Layout, axis_name: str) -> None:
     raise ValueError(message("zero", wrong, do=f"Call init inside the same mapped axis {axis_name!r}"))
 
 
-def _weighted(updates: Updates, weight: Scalar, total: Array, shares: int) -> Updates:
-    """Gradients whose plain mean over devices is the mean weighted by `weight`."""
-    share = jnp.asarray(weight, jnp.float32) * shares
-    factor = jnp.where(total > 0, share / jnp.where(total > 0, total, 1.0), 0.0)
-
-    def scale(g: Array) -> Array:
-        wide = accumulation_dtype(g.dtype)
-        # a device that counts for nothing may hold anything, NaN too
-        return jnp.where(factor > 0, g.astype(wide) * factor.astype(wide), jnp.zeros((), wide)).astype(
-            g.dtype
-        )
-
-    return jax.tree.map(scale, updates)
+def _shapes_of_rank_one(leaves: list[Any]) -> list[Any]:
+    """The leaves' shapes, with scalars as their shares are: of rank 1."""
+    return [jax.ShapeDtypeStruct(x.shape or (1,), x.dtype) for x in leaves]
 
 
 # --- whole leaves and shares --------------------------------------------------------------------------
@@ -166,30 +160,36 @@ def _own_share(x: Array, cut: Cut, layout: Layout) -> Array:
     return share.reshape(cut.share_shape(x.shape, layout.shares))
 
 
-def _mean_shares(leaves: list[Array], layout: Layout) -> list[Array]:
-    """This device's shares of the mean over devices, summed in the accumulation dtype."""
+def _mean_shares(leaves: list[Array], layout: Layout, factor: Array | None) -> list[Array]:
+    """This device's shares of the mean over devices, of gradients times this device's `factor`."""
     axis_name, shares = layout.axes[0], layout.shares
+
+    def wide(g: Array, cut: Cut) -> Array:
+        x = cut.store(g).astype(accumulation_dtype(g.dtype))
+        if factor is None:
+            return x
+        # a device that counts for nothing may hold anything, NaN too
+        return jnp.where(factor > 0, x * factor.astype(x.dtype), jnp.zeros((), x.dtype))
 
     def scatter(x: Array, dim: int) -> Array:
         # divided before the sum: compilers fold a division after it into the rule's own constants
         x = as_varying(x, axis_name) / shares
         return jax.lax.psum_scatter(x, axis_name, scatter_dimension=dim, tiled=True)
 
+    def is_mean(g: Array) -> bool:
+        return factor is None and _is_reduced(g, axis_name)
+
     means: list[Any] = list(leaves)
     for i, (g, cut) in enumerate(zip(leaves, layout.params, strict=True)):
         if cut is None:
             continue
-        if _is_reduced(g, axis_name):
+        if is_mean(g):
             means[i] = _own_share(g, cut, layout)
         elif cut.dim is not None:
-            wide = cut.store(g).astype(accumulation_dtype(g.dtype))
-            means[i] = scatter(wide, cut.dim).astype(g.dtype)
-    pending = [(i, cut) for i, cut in _flat(layout) if not _is_reduced(leaves[i], axis_name)]
+            means[i] = scatter(wide(g, cut), cut.dim).astype(g.dtype)
+    pending = [(i, cut) for i, cut in _flat(layout) if not is_mean(leaves[i])]
     for members in _by_dtype(pending, [accumulation_dtype(leaves[i].dtype) for i, _ in pending]):
-        rows = [
-            cut.store(leaves[i]).astype(accumulation_dtype(leaves[i].dtype)).reshape(shares, -1)
-            for i, cut in members
-        ]
+        rows = [wide(leaves[i], cut).reshape(shares, -1) for i, cut in members]
         row = scatter(jnp.concatenate(rows, axis=1), 0)[0]
         for (i, cut), part in zip(
             members, _split(row, [c.padded // shares for _, c in members]), strict=True

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from .._compat import like_varying
+from .._encoded import DECODE, ENCODE
 from .._errors import message
 from .._types import Params, Rule, State, Updates
 
@@ -26,7 +29,7 @@ _ELEMENTWISE_NAMES = """
     bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh
     device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
     is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
-    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape round rsqrt
+    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round rsqrt
     select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
     sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
@@ -57,23 +60,55 @@ _UNIFORM = _Value(_Kind.UNIFORM)
 
 
 def refuse_reductions(
-    rule: Rule, updates: Updates, state: State, params: Params, extra: dict[str, Any], axis_name: str
+    rule: Rule,
+    updates: Updates,
+    state: State,
+    params: Params,
+    extra: dict[str, Any],
+    axis_name: str,
+    whole: Params,
 ) -> None:
-    """Traces `rule.update` on shares and raises if a result depends on more than its own elements.
+    """Traces a rule on shares and raises if a result depends on more than its own elements.
+
+    Args:
+      rule: its `init` and `update` are traced.
+      updates: shares of the gradient; `params` are those of the parameters, or None.
+      state: of the shares.
+      extra: what `update` takes besides.
+      axis_name: over which leaves are divided.
+      whole: whole parameters, or their shapes: what is done must not depend on shapes.
 
     Raises:
       ReductionError: names who reduces over a share, and what to use instead.
     """
-    shares, uniform = jax.tree.leaves((updates, params)), jax.tree.leaves(state)
-    values = [_Value(_Kind.SHARE)] * len(jax.tree.leaves(updates))
-    values += [_Value(_Kind.SHARE if x.ndim else _Kind.UNIFORM) for x in uniform]
-    values += [_Value(_Kind.SHARE)] * (len(shares) - len(jax.tree.leaves(updates)))
 
     def step(updates: Updates, state: State, params: Params) -> Any:
         return rule.update(updates, state, params, **extra)
 
+    started = jax.make_jaxpr(lambda p: rule.init(p))(updates)
+    _refuse_partial(started, [_Value(_Kind.SHARE)] * len(started.jaxpr.invars), axis_name)
     closed = jax.make_jaxpr(step)(updates, state, params)
-    for value in _follow(closed.jaxpr, values, axis_name, ""):
+    kinds = [_Value(_Kind.SHARE)] * len(closed.jaxpr.invars)
+    gradients = len(jax.tree.leaves(updates))
+    for k, x in enumerate(jax.tree.leaves(state)):
+        kinds[gradients + k] = _Value(_Kind.SHARE if x.ndim else _Kind.UNIFORM)
+    _refuse_partial(closed, kinds, axis_name)
+
+    def typed_step(updates: Updates, state: State, params: Params) -> Any:
+        return step(*jax.tree.map(like_varying, (updates, state, params), shares))
+
+    shares = (updates, state, params)
+    whole_state = jax.eval_shape(lambda p: rule.init(jax.tree.map(like_varying, p, updates)), whole)
+    if jax.tree.structure(whole_state) != jax.tree.structure(state):
+        _refuse("the state depends on the shape of a leaf", axis_name)
+    other = jax.make_jaxpr(typed_step)(whole, whole_state, None if params is None else whole)
+    different = difference_in_work(closed, other)
+    if different is not None:
+        _refuse(f"{different or 'the rule'} depends on the shape of a leaf", axis_name)
+
+
+def _refuse_partial(closed: Any, kinds: list[_Value], axis_name: str) -> None:
+    for value in _follow(closed.jaxpr, kinds, axis_name, ""):
         if value.kind is _Kind.PARTIAL:
             _refuse(value.blame, axis_name)
 
@@ -115,6 +150,10 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
     inner = _only_jaxpr(eqn)
     if inner is not None and len(inner.invars) == len(operands):
         return _follow(inner, operands, axis_name, blame)
+    if str(eqn.params.get("name", "")).startswith((ENCODE, DECODE)):
+        return [min(most, _Value(_Kind.SHARE), key=lambda v: v.kind)] * count  # blocks are not divided
+    if name == "iota" and eqn.outvars[0].aval.size > 1:
+        return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} depends on the places of elements")]
     if name.startswith(_RANDOM):
         large = any(v.aval.size > 1 for v in eqn.outvars)
         drawn = _Value(_Kind.PARTIAL, f"{blame or 'the rule'} draws random numbers by shape")
@@ -191,6 +230,50 @@ def _settled(
         if [v.kind for v in new] == [v.kind for v in carry]:
             return new
         carry = new
+
+
+# --- the same work on shares and on whole leaves ------------------------------------------------------
+
+_SHAPES = {"shape", "sizes", "new_sizes", "sharding", "out_sharding", "in_avals", "out_avals"}
+_TYPING = ("pvary", "pcast", "shard_map_pvary", "axis_index")
+_COMPARED = (int, float, complex, str, bool, tuple, type(None), np.dtype)
+
+
+def difference_in_work(one: Any, other: Any) -> str | None:
+    """Who does something else in one jaxpr than in the other, shapes apart: "" if unknown, None if nobody."""
+    first, second = _equations(one), _equations(other)
+    for a, b in zip(first, second, strict=False):
+        if a.primitive is not b.primitive or not _same_literals(a, b):
+            return _transform(a)
+        for key in a.params.keys() - _SHAPES:
+            x, y = a.params[key], b.params.get(key)
+            for inner, twin in zip(_jaxprs(x), _jaxprs(y), strict=False):
+                found = difference_in_work(inner, twin)
+                if found is not None:
+                    return found or _transform(a)
+            if isinstance(x, _COMPARED) and not _jaxprs(x) and x != y:
+                return _transform(a)
+    more = first[len(second) :] or second[len(first) :]
+    return _transform(more[0]) if more else None
+
+
+def _equations(jaxpr: Any) -> list[Any]:
+    """Those that do something: not those that only type a value as different on devices."""
+    return [e for e in getattr(jaxpr, "jaxpr", jaxpr).eqns if e.primitive.name not in _TYPING]
+
+
+def _same_literals(one: Any, other: Any) -> bool:
+    values = [[x.val if hasattr(x, "val") else None for x in eqn.invars] for eqn in (one, other)]
+    return len(values[0]) == len(values[1]) and all(
+        np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")
+        for x, y in zip(*values, strict=True)
+    )
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """The jaxprs in a parameter of an equation."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [v for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
 
 
 _LOOPS = {"cond": _follow_cond, "while": _follow_while, "scan": _follow_scan}

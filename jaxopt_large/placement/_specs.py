@@ -41,6 +41,8 @@ def infer_specs(
     specs: Sequence[PartitionSpec],
     mesh: Any,
     given: Mapping[str, PartitionSpec] | None = None,
+    *,
+    divided: bool = False,
 ) -> tuple[State, list[Followed]]:
     """The abstract state that `init` gives, and what is known of each of its leaves.
 
@@ -51,6 +53,7 @@ def infer_specs(
       specs: the spec of each parameter.
       mesh: the mesh, or None when there is none.
       given: glob over state paths -> spec.
+      divided: is the state to be divided even where no parameter is?
 
     Raises:
       ValueError: a glob matches no leaf, a given spec does not fit, or a large leaf follows nothing.
@@ -62,7 +65,7 @@ def infer_specs(
     typed = _typed_specs(init, treedef, shapes, specs, mesh)
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     probe = _Probe(init, treedef, shapes)
-    divided = any(respelled(spec, x.ndim) != PartitionSpec() for spec, x in zip(specs, shapes, strict=True))
+    divided |= any(respelled(spec, x.ndim) != PartitionSpec() for spec, x in zip(specs, shapes, strict=True))
     problems, found, used = Problems(who), [], set()
     for index, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
         name = path_string(path)

@@ -10,7 +10,7 @@ from .._errors import message
 from .._types import AnyRule, Params
 from ._cuts import normal_spec
 from ._hosted import OffloadState, is_offloaded
-from ._jit import param_specs
+from ._decisions import param_specs
 from ._known import known_shardings
 from ._layout import Layout, ZeroState, is_zero, sharding_of
 from ._specs import infer_specs

@@ -7,7 +7,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from .._errors import Problems, message
 from .._types import AnyRule, Rule
-from ._jit import Options, zero_in_jit
+from ._decisions import Options
+from ._jit import zero_in_jit
 from ._mapped import zero_in_mapped_axis
 from ._specs import SMALL
 
@@ -33,7 +34,8 @@ def zero(
     The rule sees whole leaves, so any rule works, one with norms or matrix products too. Axes of the
     mesh may be Auto or Explicit. Updates come back in the layout that the parameters had in `init`;
     call `init` outside `jit` if they are sharded (inside `jit` and `jax.eval_shape`, under Auto axes,
-    they count as replicated; `jl.abstract_state` sees their shardings).
+    they count as replicated; `jl.abstract_state` sees their shardings). Under Explicit axes the rule cannot
+    close over traced arrays: pass them to `update`.
     Parameters that `axis` divides already (FSDP) keep their layout, and so does their state.
 
     Each leaf is divided along one dimension: one that divides evenly, minor to a mesh axis that divides
@@ -44,9 +46,10 @@ def zero(
 
         rule = jl.zero(jl.adamw(3e-4), axis_name="data")
 
-    There `update` takes each device's *own* gradients and averages them over the axis, in float32
-    (gradients that are averaged already pass unchanged). `update(..., weight=n)` weights the mean,
-    say by each device's number of tokens. Leaves below `min_bytes` are exchanged together, in one
+    There `update` takes each device's *own* gradients and averages them over the axis, in float32.
+    (What `shard_map` types as equal on all devices passes unchanged; elsewhere an average of equal
+    gradients may round once more.) `update(..., weight=n)` weights the mean, say by each device's number
+    of tokens; where no device has any, the rule sees gradients of 0. Leaves below `min_bytes` are exchanged together, in one
     collective. The inner rule sees shares: rules of ours sum over the axis where they reduce; a rule
     of optax that reduces over a leaf, or draws random numbers for one, is refused by name.
 
@@ -65,9 +68,9 @@ def zero(
       The rule; its state is `ZeroState(inner, layout)`.
 
     Raises:
-      ValueError: the axis is not in the mesh; from `init`, when a large state leaf follows no
+      ValueError: the axis is not in the mesh, or named twice; from `init`, when a large state leaf follows no
         parameter, or the parameters live on another mesh; from `update`, when the state was made for
-        another mesh; inside a mapped axis, when the rule would reduce over a share.
+        another mesh, or gradients have other shapes; inside a mapped axis, when the rule would reduce over a share.
       TypeError: neither a mesh with an axis nor an axis_name is given, or both.
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.
@@ -88,6 +91,8 @@ def zero(
         )
     options = Options(layers, min_bytes, specs)
     if axis_name is not None:
+        if not isinstance(axis_name, str):
+            raise TypeError(message("zero", f"axis_name is not a string, got {axis_name!r}"))
         if layers is not None or specs is not None:
             raise TypeError(message("zero", "layers and specs are for a mesh", do="Leave them out"))
         return zero_in_mapped_axis(rule, axis_name, options)
@@ -98,6 +103,10 @@ def zero(
             )
         )
     axes = axis if isinstance(axis, tuple) else (axis,)
+    if not axes or not all(isinstance(name, str) for name in axes) or len(set(axes)) < len(axes):
+        raise ValueError(
+            message("zero", f"axis is out of range, got {axis!r}", allowed="a name, or a tuple of names")
+        )
     problems = Problems("zero")
     for name in axes:
         if name not in mesh.shape:
