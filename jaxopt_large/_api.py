@@ -3,8 +3,6 @@
 from . import plan as plan
 from ._numerics import global_norm as global_norm
 from .accumulation import accumulate as accumulate
-from .accumulation import microbatched_grad as microbatched_grad
-from .accumulation import microbatched_value_and_grad as microbatched_value_and_grad
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import RestoreReport as RestoreReport
 from .checkpoint import read_metadata as read_metadata
@@ -13,6 +11,8 @@ from .checkpoint import restore_changed as restore_changed
 from .checkpoint import save as save
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .microbatches import microbatched_grad as microbatched_grad
+from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad
 from .placement.explanation import explain as explain
 from .placement.offload import offload as offload
 from .placement.per_device import replicate as replicate
@@ -21,6 +21,7 @@ from .placement.per_device import to_per_device as to_per_device
 from .placement.per_device import unreplicate as unreplicate
 from .placement.shardings import abstract_state as abstract_state
 from .placement.shardings import gradient_shardings as gradient_shardings
+from .placement.shardings import init_state as init_state
 from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings
 from .placement.shardings import state_specs as state_specs

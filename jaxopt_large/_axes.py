@@ -6,14 +6,17 @@ Wrappers whose order matters announce themselves too, so that an order that cann
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 _sharded_over: ContextVar[tuple[str, ...]] = ContextVar("sharded_over", default=())
 _surroundings: ContextVar[tuple[str, ...]] = ContextVar("surroundings", default=())
+
+
+_shares: ContextVar[Mapping[Any, Any]] = ContextVar("shares", default={})  # noqa: B039 - never mutated
 
 
 @contextlib.contextmanager
@@ -37,6 +40,35 @@ def _added(variable: ContextVar[tuple[str, ...]], value: str) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+class Share(NamedTuple):
+    """Which part of a whole array a device has.
+
+    Attributes:
+      shape: the whole array's.
+      dim: the dimension along which it is cut; None: flattened.
+      start: index of the first element along it.
+    """
+
+    shape: tuple[int, ...]
+    dim: int | None
+    start: Any
+
+
+@contextlib.contextmanager
+def shares(known: Mapping[Any, Share]) -> Iterator[None]:
+    """Declares key path -> share for the parameters inside the block."""
+    token = _shares.set(known)
+    try:
+        yield
+    finally:
+        _shares.reset(token)
+
+
+def share_of(path: Any) -> Share | None:
+    """The declared share of the parameter on a key path; None where it is whole."""
+    return _shares.get().get(path)
 
 
 def is_surrounded_by(wrapper: str) -> bool:

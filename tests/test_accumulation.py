@@ -262,3 +262,86 @@ def test_errors(mesh8):
         jl.microbatched_grad(lambda p, x: p, 2, mode="deferred")
     with pytest.raises(ValueError, match="no zero over all the parameters is in the rule"):
         jl.gradient_shardings(inner, _params())
+
+
+@pytest.mark.parametrize("mode", ["sharded", "deferred"])
+def test_everything_can_be_donated(mode):
+    if mode == "sharded":
+        rule, params = jl.accumulate(jl.adam(1e-2), 2), _params()
+        step = jax.jit(rule.update, donate_argnums=1)
+        state = rule.init(params)
+    else:
+        rule = jl.accumulate(jl.zero(jl.adam(1e-2), axis_name="i"), 2, "deferred", axis_name="i")
+        params = jl.replicate(_params())
+        step = jax.pmap(rule.update, axis_name="i", donate_argnums=1)
+        state = jax.pmap(rule.init, axis_name="i")(params)
+    _, after = jax.block_until_ready(step(params, state, params))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_deferred_gradients_that_nothing_reduces_are_refused():
+    copies = jl.replicate(_params())
+    for inner, covered in (
+        (jl.adam(1e-2), 0),
+        (jl.partition({"w": jl.zero(jl.adam(1e-2), axis_name="i"), "*": jl.adam(1e-2)}), 1),
+    ):
+        rule = jl.accumulate(inner, 2, "deferred", axis_name="i")
+        with pytest.raises(
+            ValueError, match=f"nothing reduces over 'i': zero covers {covered} of 2 parameters"
+        ):
+            jax.pmap(rule.init, axis_name="i")(copies)
+
+
+def test_deferred_sums_survive_the_way_to_disk_and_back():
+    """Between two micro-batches each device holds a sum of its own."""
+    rule = jl.accumulate(jl.zero(jl.sgd(1.0), axis_name="i"), 2, "deferred", axis_name="i")
+    copies = jl.replicate({"b": jnp.ones(3)})
+    state, step = jax.pmap(rule.init, axis_name="i")(copies), jax.pmap(rule.update, axis_name="i")
+    own = {"b": jnp.arange(8.0)[:, None] * jnp.ones((8, 3))}
+    _, state = step(own, state, copies)
+    whole = jl.to_global(state)
+    np.testing.assert_array_equal(np.asarray(whole.total.parts["b"]), 28 * np.ones((1, 3)))
+    straight, _ = step(own, state, copies)
+    back = jl.to_per_device(jax.tree.map(np.asarray, whole), state)
+    resumed, _ = step(own, back, copies)
+    _close(resumed, straight)
+    np.testing.assert_array_equal(np.asarray(straight["b"]), -3.5 * np.ones((8, 3)))
+
+
+def test_deferred_state_passes_in_and_out_of_shard_map(mesh8):
+    rule = jl.accumulate(jl.zero(jl.adam(1e-2), axis_name="data"), 2, "deferred", axis_name="data")
+    specs = jl.mapped_state_specs(rule, _params(), {"data": 8})
+    params = _params()
+    init = jax.jit(jax.shard_map(rule.init, mesh=mesh8, in_specs=P(), out_specs=specs))
+    step = jax.jit(
+        jax.shard_map(
+            lambda g, s, p: rule.update(jax.tree.map(lambda x: x[0], g), s, p),
+            mesh=mesh8,
+            in_specs=(P("data"), specs, P()),
+            out_specs=(P(), specs),
+        )
+    )
+    state = init(params)
+    for i in range(2):
+        updates, state = jax.block_until_ready(step(_device_grads(i), state, params))
+        state = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), state)
+    mean = jax.tree.map(lambda a, b: (a.mean(0) + b.mean(0)) / 2, _device_grads(0), _device_grads(1))
+    want, _ = jl.adam(1e-2).update(mean, jl.adam(1e-2).init(params), params)
+    _close(updates, want)
+
+
+def test_a_device_without_tokens_counts_for_nothing(mesh8):
+    x = jax.device_put(jnp.arange(32.0).reshape(16, 2), NamedSharding(mesh8, P("data")))
+    mask = jax.device_put(jnp.ones(16).at[2:4].set(0.0), NamedSharding(mesh8, P("data")))
+
+    def loss(w, batch):
+        weight = jnp.sum(batch["mask"])
+        return jnp.sum(batch["mask"] * (batch["x"] @ w)) / jnp.where(weight > 0, weight, 1.0)
+
+    batch, options = {"x": x, "mask": mask}, {"mode": "deferred", "mesh": mesh8, "axis": "data"}
+    both = jl.microbatched_value_and_grad(loss, 2, weight=lambda b: jnp.sum(b["mask"]), **options)
+    value, grad = jax.jit(both)(jnp.ones(2), batch)
+    want_value, want = jax.value_and_grad(loss)(jnp.ones(2), batch)
+    np.testing.assert_allclose(float(value), float(want_value), rtol=1e-5)
+    _close(grad, want, rtol=1e-5)

@@ -208,7 +208,9 @@ def test_errors(mesh8):
         ValueError, match=r"offload: only matches no leaf of the state, got 'nuu\*'; the nearest are"
     ):
         jl.offload(jl.adam(1e-2), "nuu*").init(_params())
-    with pytest.raises(ValueError, match=r"offload: layers matches no parameter, got 'block/\*'; the nearest"):
+    with pytest.raises(
+        ValueError, match=r"offload: layers matches no parameter, got 'block/\*'; the nearest"
+    ):
         jl.offload(jl.adam(1e-2), layers="block/*").init(_params())
     with pytest.raises(TypeError, match="offload: rule is not a rule, got 3"):
         inspect.unwrap(jl.offload)(3)

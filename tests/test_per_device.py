@@ -79,3 +79,16 @@ def test_errors():
         jl.unreplicate(jnp.ones(()))
     with pytest.raises(ValueError, match="is not a device axis"):
         jl.unreplicate(jnp.ones((8, 3)))
+
+
+def test_values_must_fit():
+    state = jl.replicate({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"to_per_device: a value has shape .5,.; its place has .3,."):
+        jl.to_per_device({"w": jnp.ones(5)}, state)
+    rule = jl.zero(jl.adam(1e-2), axis_name="i")
+    state = jax.pmap(rule.init, axis_name="i")(jl.replicate({"w": jnp.ones((9, 7))}))
+    whole = jax.tree.map(
+        lambda x: np.zeros((9, 8), x.dtype) if x.ndim else np.asarray(x), jl.to_global(state)
+    )
+    with pytest.raises(ValueError, match=r"a value has shape .9, 8.; its place has .9, 7."):
+        jl.to_per_device(whole, state)

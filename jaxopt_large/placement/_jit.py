@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from .._axes import is_surrounded_by, surrounded_by
 from .._compat import auto_axes, reshard
 from .._errors import message
-from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from .._types import AnyRule, Params, Rule, Updates, make_rule
 from ._decisions import Options, describe_mesh, plan_layout
 from ._layout import Layout, ZeroState, check_state, check_updates, without_aliases
 
@@ -94,7 +94,7 @@ def check_order(*, mapped: bool = False) -> None:
             message(
                 "zero",
                 "the rule is inside skip_nonfinite, where each device would decide by its own gradients",
-                do="Write zero(skip_nonfinite(rule), axis_name=...), or give skip_nonfinite the axis_name too",
+                do="Write zero(skip_nonfinite(rule), axis_name=...), or give skip_nonfinite its axis_name",
             )
         )
     if is_surrounded_by("zero"):

@@ -18,7 +18,7 @@ _RESHAPING = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpos
 _BY_ELEMENT = ELEMENTWISE - _RESHAPING
 
 
-class NotLayered(Exception):
+class NotLayeredError(Exception):
     """A result needs more of a stacked array than the layer at hand."""
 
 
@@ -26,7 +26,7 @@ class Layered:
     """Results of `slices` as functions of one layer of some of its inputs.
 
     Raises:
-      NotLayered: a result cannot be had from one layer and what is given already.
+      NotLayeredError: a result cannot be had from one layer and what is given already.
     """
 
     def __init__(self, slices: Slices, stacked: Iterable[int], results: Iterable[int]):
@@ -78,7 +78,7 @@ class Layered:
             return
         foreign = [k for k in self._slices.inputs_of([atom]) if not self._slices.has(k)]
         if foreign or _shape(self._slices.types[atom]) not in ((), self._shape):
-            raise NotLayered
+            raise NotLayeredError
         self._outside[atom] = None
 
     def _is_by_layer(self, eqn: Equation) -> bool:

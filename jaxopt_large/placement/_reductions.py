@@ -29,8 +29,8 @@ _ELEMENTWISE_NAMES = """
     bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh
     device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
     is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
-    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round rsqrt
-    select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
+    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round
+    rsqrt select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
     sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
@@ -235,7 +235,7 @@ def _settled(
 # --- the same work on shares and on whole leaves ------------------------------------------------------
 
 _SHAPES = {"shape", "sizes", "new_sizes", "sharding", "out_sharding", "in_avals", "out_avals"}
-_TYPING = ("pvary", "pcast", "shard_map_pvary", "axis_index")
+_TYPING = ("pvary", "pcast", "shard_map_pvary", "axis_index", "reshard")
 _COMPARED = (int, float, complex, str, bool, tuple, type(None), np.dtype)
 
 

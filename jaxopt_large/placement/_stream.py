@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from .._compat import to_device, to_host
 from .._types import Params, Rule, State, Updates
 from ._hosted import Hosted, OffloadState
-from ._layered import Layered, NotLayered
+from ._layered import Layered, NotLayeredError
 from ._slices import Slices
 
 
@@ -67,7 +67,10 @@ class _Stream:
         for i in [*range(self.count), None]:  # parameter by parameter, then what belongs to none
             results = self._results(i)
             layered = self._layered(i, results)
-            outs = self._whole(results, token) if layered is None else self._by_layers(layered, results, i)
+            if i is None or layered is None:
+                outs = self._whole(results, token)
+            else:
+                outs = self._by_layers(layered, results, i)
             for k, x in zip(results, outs, strict=True):
                 if k < self.count:
                     changes[k] = x
@@ -122,7 +125,7 @@ class _Stream:
             arrays.append(self.count + len(self.stored) + i)
         try:
             return Layered(self.slices, arrays, results) if shape else None
-        except NotLayered:
+        except NotLayeredError:
             return None
 
     def _by_layers(self, layered: Layered, results: list[int], i: int) -> list[Any]:
@@ -138,9 +141,7 @@ class _Stream:
 
         def one(index: Any, carry: tuple[dict[int, Any], dict[int, Any]]) -> Any:
             buffers, fresh = carry
-            parts = {
-                k: jax.lax.dynamic_slice_in_dim(x, index, 1) for k, x in (buffers | read_only).items()
-            }
+            parts = {k: jax.lax.dynamic_slice_in_dim(x, index, 1) for k, x in (buffers | read_only).items()}
             parts = {k: to_device(x) if self._on_host(k) else x for k, x in parts.items()}
             # apart from the loop's own work, a layer is rounded as the whole is
             outs = jax.lax.optimization_barrier(layered.layer(index, jax.lax.optimization_barrier(parts)))

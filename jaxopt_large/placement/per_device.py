@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .._compat import make_mesh, per_device_sharding
+from .._device_sums import is_device_sum
 from .._errors import message
 from ._cuts import Cut, normal_spec
 from ._layout import Layout, ZeroState, is_zero
@@ -54,8 +55,9 @@ def to_global(tree: Any, mesh: Mesh | None = None) -> Any:
     """What `pmap` keeps per device, as global arrays: the form of checkpoints, and of `jit`.
 
     A state under `zero(..., axis_name=...)` becomes that of the rule without `zero`: its leaves are
-    whole arrays, divided over the mesh where they divide evenly. Of all other leaves the devices hold
-    the same, and the result is replicated. Nothing passes through the host.
+    whole arrays, divided over the mesh where they divide evenly. What deferred accumulators hold apart
+    is summed. Of all other leaves the devices hold the same, and the result is replicated. Nothing passes
+    through the host.
 
     Args:
       tree: arrays with a leading device axis, `ZeroState`s among them.
@@ -66,6 +68,8 @@ def to_global(tree: Any, mesh: Mesh | None = None) -> Any:
     """
 
     def node(x: Any) -> Any:
+        if is_device_sum(x):
+            return jax.tree.map(lambda part: _summed(part, mesh), x)
         if not is_zero(x):
             return _whole(x, mesh)
         leaves, treedef = jax.tree.flatten(x.inner)
@@ -77,7 +81,7 @@ def to_global(tree: Any, mesh: Mesh | None = None) -> Any:
             ]
         )
 
-    return jax.tree.map(node, tree, is_leaf=is_zero)
+    return jax.tree.map(node, tree, is_leaf=_is_special)
 
 
 def to_per_device(values: Any, like: Any) -> Any:
@@ -89,25 +93,58 @@ def to_per_device(values: Any, like: Any) -> Any:
 
     Returns:
       A tree like `like`.
+
+    Raises:
+      ValueError: a value has another shape than its place in `like`.
     """
-    nodes, treedef = jax.tree.flatten(like, is_leaf=is_zero)
+    nodes, treedef = jax.tree.flatten(like, is_leaf=_is_special)
     parts = treedef.flatten_up_to(values)
 
     def copied(value: Any, old: Any) -> Array:
         value = jnp.asarray(value)
+        _check_shape(value, old.shape[1:])
         return _assembled([jax.device_put(value, d) for d in _devices(old)], value.shape)
 
+    def first(value: Any, old: Any) -> Array:
+        """The value on the first device, zeros on the others."""
+        value = jnp.asarray(value)
+        _check_shape(value, old.shape[1:])
+        first, *others = _devices(old)
+        empty = jnp.zeros_like(value)
+        parts = [jax.device_put(value, first), *(jax.device_put(empty, d) for d in others)]
+        return _assembled(parts, value.shape)
+
     def node(old: Any, new: Any) -> Any:
+        if is_device_sum(old):
+            return jax.tree.map(first, new, old)
         if not is_zero(old):
             return copied(new, old)
         old_leaves, inner = jax.tree.flatten(old.inner)
         leaves = [
-            copied(x, target) if cut is None else _divided(x, cut, old.layout, target)
-            for x, cut, target in zip(inner.flatten_up_to(new), old.layout.state, old_leaves, strict=True)
+            copied(x, target) if cut is None else _divided(x, cut, shape, old.layout, target)
+            for x, cut, shape, target in zip(
+                inner.flatten_up_to(new), old.layout.state, old.layout.shapes, old_leaves, strict=True
+            )
         ]
         return ZeroState(inner.unflatten(leaves), old.layout)
 
     return treedef.unflatten([node(o, n) for o, n in zip(nodes, parts, strict=True)])
+
+
+def _is_special(x: Any) -> bool:
+    return is_zero(x) or is_device_sum(x)
+
+
+def _check_shape(x: Any, expected: tuple[int, ...]) -> None:
+    if np.shape(x) != tuple(expected):
+        wrong = f"a value has shape {np.shape(x)}"
+        raise ValueError(message("to_per_device", wrong, allowed=f"its place has {tuple(expected)}"))
+
+
+def _summed(x: Array, mesh: Mesh | None) -> Array:
+    """[devices, 1, ...] -> the sum, [1, ...], replicated."""
+    whole = NamedSharding(_mesh(x, mesh), PartitionSpec())
+    return jax.jit(lambda parts: jnp.sum(parts, axis=0), out_shardings=whole)(x)
 
 
 def _copies(x: Any) -> list[Array]:
@@ -175,9 +212,9 @@ def _joined(x: Array, cut: Cut, shape: tuple[int, ...], mesh: Mesh | None) -> Ar
     return jax.jit(lambda s: cut.load(s, shape), out_shardings=whole)(stored)
 
 
-def _divided(x: Any, cut: Cut, layout: Layout, like: Array) -> Array:
+def _divided(x: Any, cut: Cut, shape: tuple[int, ...], layout: Layout, like: Array) -> Array:
     devices = _devices(like)
-    shape = np.shape(x)
+    _check_shape(x, shape)
     stored = cut.store(jnp.asarray(x))
     length = cut.padded // layout.shares
     parts = [

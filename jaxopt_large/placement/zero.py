@@ -49,9 +49,10 @@ def zero(
     There `update` takes each device's *own* gradients and averages them over the axis, in float32.
     (What `shard_map` types as equal on all devices passes unchanged; elsewhere an average of equal
     gradients may round once more.) `update(..., weight=n)` weights the mean, say by each device's number
-    of tokens; where no device has any, the rule sees gradients of 0. Leaves below `min_bytes` are exchanged together, in one
-    collective. The inner rule sees shares: rules of ours sum over the axis where they reduce; a rule
-    of optax that reduces over a leaf, or draws random numbers for one, is refused by name.
+    of tokens; where no device has any, the rule sees gradients of 0. Leaves below `min_bytes` are
+    exchanged together, in one collective. The inner rule sees shares: rules of ours sum over the axis
+    where they reduce; a rule of optax that reduces over a leaf, draws random numbers for one, or works
+    otherwise on other shapes, is refused by name.
 
     Args:
       rule: any rule.
@@ -70,7 +71,8 @@ def zero(
     Raises:
       ValueError: the axis is not in the mesh, or named twice; from `init`, when a large state leaf follows no
         parameter, or the parameters live on another mesh; from `update`, when the state was made for
-        another mesh, or gradients have other shapes; inside a mapped axis, when the rule would reduce over a share.
+        another mesh, or gradients have other shapes; inside a mapped axis, when the rule would reduce
+        over a share.
       TypeError: neither a mesh with an axis nor an axis_name is given, or both.
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._numerics import global_norm
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ..accumulation import mean_gradient
+from ..microbatches import mean_gradient
 from ..models._model import Model
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
