@@ -30,8 +30,8 @@ _ELEMENTWISE_NAMES = """
     device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
     is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
     optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round
-    rsqrt select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign
-    sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
+    rsqrt select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical
+    sign sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
 _WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame

@@ -9,8 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+import jaxopt_large as jl
+from jaxopt_large._compat import make_mesh
+from jaxopt_large.placement.logical import unpadded
+
+from . import worker
 
 pytestmark = pytest.mark.slow
 _ROOT = Path(__file__).parents[2]
@@ -75,9 +82,29 @@ def _same(got, want):
 
 
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (3, 2)])
-def test_processes_agree_with_one(count, devices, tmp_path, uninterrupted):
+def test_processes_agree_with_one_and_their_checkpoints_fit_any_mesh(count, devices, tmp_path, uninterrupted):
     _finish(_start(tmp_path, count, devices), tmp_path)
     _same(_final(tmp_path), uninterrupted)
+    _same(_restored(tmp_path, (1,)), uninterrupted)
+    for sizes in ((3,), (4,), (2, 2), (3, 2)) if count == 2 else ():
+        _same(_restored(tmp_path, sizes), uninterrupted)
+
+
+def _restored(folder, sizes):
+    """The last checkpoint on another mesh: the parameters, and a check of the state."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(sizes, ("data", "model")[: len(sizes)], devices=devices)
+    optimizer, params = worker.rule(mesh), worker.placed(worker.parameters(), mesh)
+    state = optimizer.init(params)
+    params, state = jl.restore(folder / f"step_{_STEPS}", (params, state))
+    nu = unpadded(state).inner[0].nu
+    plain = worker.plain_rule()
+    want, step = plain.init(worker.parameters()), jax.jit(plain.update)
+    for k in range(1, _STEPS + 1):
+        _, want = step(worker.gradients(k), want, worker.parameters())
+    for name, x in want.inner[0].nu.items():
+        np.testing.assert_allclose(np.asarray(nu[name]), np.asarray(x), rtol=1e-6)
+    return {name: np.asarray(x) for name, x in params.items()}
 
 
 @pytest.mark.parametrize(
