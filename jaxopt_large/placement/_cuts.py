@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+_SHORTEST = 8  # elements of a share along its cut: for 4 the TPU compiler makes no reduce-scatter
 _MOST_PADDING = 0.01  # of a leaf; a dimension that needs more is not cut, the leaf is flattened
 
 
@@ -71,10 +72,11 @@ def choose_cut(
 ) -> Cut | None:
     """How to divide an array of `shape` into `shares`.
 
-    Preferred, in this order: a dimension that divides, one that a mesh axis divides already (the new
-    axes are minor to it: elsewhere the TPU compiler adds collective-permutes), one that is not the last
-    (so that blocks of the last axis stay whole), the longest. Padding is at most 1 %; an array without
-    such a dimension is flattened, which costs compilers the reduce-scatter.
+    Preferred, in this order: a dimension that divides, one of which a share has 8 or more, one that a mesh
+    axis divides already (the new axes are minor to it: elsewhere the TPU compiler adds
+    collective-permutes), one that is not the last (so that blocks of the last axis stay whole), the
+    longest. Padding is at most 1 %; an array without such a dimension is flattened, which costs compilers
+    the reduce-scatter.
 
     Args:
       shape: the global shape.
@@ -94,7 +96,8 @@ def choose_cut(
         cut = Cut(dim, size, _next_multiple(size, shares * divided))
         if cut.waste <= _MOST_PADDING and not (layers and dim == 0):
             is_last = len(shape) > 1 and dim == len(shape) - 1
-            ranked.append(((cut.waste > 0, divided == 1, is_last, -size), cut))
+            is_short = size < _SHORTEST * shares * divided
+            ranked.append(((cut.waste > 0, is_short, divided == 1, is_last, -size), cut))
     if ranked:
         return min(ranked, key=lambda pair: pair[0])[1]
     return flat_cut(shape, shares * math.prod(shards_of(spec, d, mesh) for d in range(len(shape))))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
@@ -167,6 +167,9 @@ def test_how_leaves_are_cut():
     assert choose_cut((8, 512), 8, layers=True).dim == 1
     assert choose_cut((50257, 768), 8).dim == 1  # the one that divides
     assert choose_cut((128, 4096), 8).dim == 0
+    pod = AbstractMesh((512, 8), ("data", "model"))
+    assert choose_cut((4096, 16384), 512, P(None, "model"), pod).dim == 0  # minor to it, shares were 4 wide
+    assert choose_cut((4096, 65536), 512, P(None, "model"), pod).dim == 1
     assert choose_cut((1009, 33), 8) == choose_cut((1009, 33), 8)
     assert (choose_cut((1009, 33), 8).dim, choose_cut((1009, 33), 8).padded) == (0, 1016)  # 0.7 % of padding
     assert (choose_cut((7, 9), 8).dim, choose_cut((7, 9), 8).padded) == (None, 64)  # flattened
