@@ -55,11 +55,20 @@ def sync_to_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
+def standing(target: Path) -> Path:
+    """The folder of that name; if a replacement was killed before it had the name, what it replaces."""
+    old = _replaced(target)
+    return old if old.exists() and not target.exists() else target
+
+
 def take_name(aside: Path, target: Path) -> None:
-    """Renames `aside` to `target`, which is replaced if it is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Renames `aside` to `target`, which is replaced if it is there.
+
+    At every moment one of the two is whole, and `standing` finds it.
+    """
+    old = _replaced(target)
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     aside.rename(target)
     descriptor = os.open(target.parent, os.O_RDONLY)
@@ -68,3 +77,7 @@ def take_name(aside: Path, target: Path) -> None:
     finally:
         os.close(descriptor)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

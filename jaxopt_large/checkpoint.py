@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from ._checksums import checksums
 from ._errors import Problems, message
-from ._files import described, file_problems, sync_to_disk, take_name
+from ._files import described, file_problems, standing, sync_to_disk, take_name
 from ._identity import identities
 from ._paths import leaf_paths, nearest
 from .placement.logical import repadded, unpadded, unpadded_like
@@ -44,6 +44,7 @@ def save(
     """Writes a tree of arrays; either all of it is there afterwards, or nothing.
 
     States under `zero` (in jit) are written without padding, so that they can be read on any mesh.
+    With `overwrite` it is the old checkpoint or the new one that is there, whenever the process dies.
 
     Args:
       path: the folder to make.
@@ -61,7 +62,7 @@ def save(
     [0.0, 1.0, 2.0]
     """
     target = Path(path).absolute()
-    if target.exists() and not overwrite:
+    if standing(target).exists() and not overwrite:
         raise FileExistsError(
             message(
                 "save",
@@ -119,7 +120,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
       CheckpointError: the checkpoint is damaged, truncated or not one of ours.
       ValueError: it holds other arrays than `like`; all differences are named.
     """
-    source = Path(path).absolute()
+    source = standing(Path(path).absolute())
     manifest = _read_manifest(source)
     logical = unpadded_like(like)
     targets = _named(logical)
@@ -180,7 +181,7 @@ def restore_changed(
     >>> print(report)
     kept 3, new 0, dropped 0
     """
-    source = Path(path).absolute()
+    source = standing(Path(path).absolute())
     manifest = _read_manifest(source)
     logical = unpadded_like(like)
     targets, names = _named(logical), identities(logical)
@@ -234,7 +235,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the manifest is missing, damaged or not one of ours.
     """
-    return _read_manifest(Path(path).absolute())["metadata"]
+    return _read_manifest(standing(Path(path).absolute()))["metadata"]
 
 
 # --- arrays and their names ---------------------------------------------------------------------------

@@ -206,6 +206,43 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["c"]
 
 
+def _killed_at_rename(monkeypatch, number):
+    """Kills the process, as it were, before the rename of that number."""
+    rename, left = Path.rename, [number - 1]
+
+    def until(self, target):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", until)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_replacement_that_is_killed_leaves_what_was_there(tmp_path, monkeypatch, number):
+    path, w = tmp_path / "c", {"w": jnp.zeros(2)}
+    jl.save(path, {"w": jnp.ones(2)}, metadata={"step": 1})
+    with monkeypatch.context() as patch:
+        _killed_at_rename(patch, number)
+        with pytest.raises(KeyboardInterrupt):
+            jl.save(path, w, overwrite=True)
+    assert path.exists() == (number == 1)
+    assert jl.restore(path, w)["w"].tolist() == [1.0, 1.0]
+    assert jl.restore_changed(path, w)[0]["w"].tolist() == [1.0, 1.0]
+    assert jl.read_metadata(path) == {"step": 1}
+    with pytest.raises(FileExistsError, match="something is there already"):
+        jl.save(path, w)
+    with monkeypatch.context() as patch:  # the next attempt dies too
+        _killed_at_rename(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            jl.save(path, w, overwrite=True)
+    assert jl.restore(path, w)["w"].tolist() == [1.0, 1.0]
+    jl.save(path, {"w": jnp.full(2, 2.0)}, overwrite=True)
+    assert jl.restore(path, w)["w"].tolist() == [2.0, 2.0]
+    assert [f.name for f in tmp_path.iterdir()] == ["c"]
+
+
 # --- across meshes, modes and rules -------------------------------------------------------------------
 
 
