@@ -49,11 +49,12 @@ def save(
     Args:
       path: the folder to make.
       tree: any tree of arrays, numbers and typed random keys.
-      metadata: anything JSON holds, given back by `read_metadata`.
+      metadata: anything JSON holds, given back by `read_metadata`; keys become strings.
       overwrite: replace what stands at `path`.
 
     Raises:
       FileExistsError: something stands at `path` already, and it may not be overwritten.
+      TypeError: JSON does not hold the metadata; nothing is written.
       ModuleNotFoundError: orbax-checkpoint is missing; install jaxopt_large[train].
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
@@ -70,6 +71,7 @@ def save(
                 do="Pass overwrite=True to replace it",
             )
         )
+    metadata = _as_json(metadata)
     logical = unpadded(tree)
     arrays, names = _named(logical), identities(logical)
     sums = checksums(arrays)
@@ -95,7 +97,7 @@ def save(
                 for name, x in arrays.items()
             },
             "files": described(aside),
-            "metadata": dict(metadata or {}),
+            "metadata": metadata,
         }
         _write_manifest(aside / _MANIFEST, content)
         sync_to_disk(aside)
@@ -354,6 +356,25 @@ def _read_arrays(folder: Path, targets: dict[str, Any]) -> dict[str, Any]:
         ) from error
     finally:
         checkpointer.close()
+
+
+def _as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata as it will be read back: keys are strings, tuples are lists.
+
+    Raises:
+      TypeError: JSON does not hold it.
+    """
+    try:
+        return json.loads(json.dumps(dict(metadata or {})))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            message(
+                "save",
+                f"metadata is not JSON ({error}), got {metadata!r}",
+                allowed="dictionaries, lists, strings, numbers, booleans and None",
+                do="Save arrays in the tree",
+            )
+        ) from error
 
 
 def _write_manifest(file: Path, content: dict[str, Any]) -> None:

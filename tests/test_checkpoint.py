@@ -243,6 +243,22 @@ def test_a_replacement_that_is_killed_leaves_what_was_there(tmp_path, monkeypatc
     assert [f.name for f in tmp_path.iterdir()] == ["c"]
 
 
+# --- metadata -----------------------------------------------------------------------------------------
+
+
+def test_metadata_is_what_json_makes_of_it(tmp_path):
+    jl.save(tmp_path / "c", {"w": jnp.ones(2)}, metadata={"epochs": {2: "a", 10: "b"}, "shape": (1, 2)})
+    assert jl.read_metadata(tmp_path / "c") == {"epochs": {"2": "a", "10": "b"}, "shape": [1, 2]}
+    jl.restore(tmp_path / "c", {"w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("value", [np.float32(1), {1, 2}, {(1, 2): 3}, jnp.ones(2)], ids=repr)
+def test_metadata_that_is_not_json_is_refused_first(value, tmp_path):
+    with pytest.raises(TypeError, match=r"save: metadata is not JSON \(.*\), got .*; dictionaries, lists"):
+        jl.save(tmp_path / "c", {"w": jnp.ones(2)}, metadata={"x": value})
+    assert not list(tmp_path.iterdir())
+
+
 # --- across meshes, modes and rules -------------------------------------------------------------------
 
 
