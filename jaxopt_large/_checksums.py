@@ -17,9 +17,9 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     groups: dict[Any, dict[str, Any]] = {}
     for name, x in arrays.items():
-        if isinstance(x, jax.Array) and x.sharding.memory_kind not in (None, "device", "unpinned_host"):
+        if isinstance(x, jax.Array) and _is_hosted(x):
             # one by one: all of the host's arrays need not fit on the device
-            (words,) = jax.device_get(_checksum_tree({name: _moved(x)})).values()
+            (words,) = jax.device_get(_checksum_tree({name: on_device(x)})).values()
             found[name] = _text(words)
             continue
         key = frozenset(x.sharding.device_set) if isinstance(x, jax.Array) else None
@@ -34,8 +34,13 @@ def _text(words: Any) -> str:
     return "".join(f"{int(w):08x}" for w in words)
 
 
-def _moved(x: jax.Array) -> jax.Array:
-    return jax.device_put(x, x.sharding.with_memory_kind("device"))
+def on_device(x: jax.Array) -> jax.Array:
+    """`x`, in device memory."""
+    return jax.device_put(x, x.sharding.with_memory_kind("device")) if _is_hosted(x) else x
+
+
+def _is_hosted(x: jax.Array) -> bool:
+    return x.sharding.memory_kind not in (None, "device", "unpinned_host")
 
 
 @jax.jit
@@ -50,6 +55,7 @@ def _checksum(x: Array) -> UInt32[Array, "2"]:
     2^32 does not depend on their order.
     """
     x = x.astype(jnp.uint8) if x.dtype == bool else x
+    x = jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
     words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.full(words.shape, _SEED + words.ndim, jnp.uint32)
     for dim in range(words.ndim):

@@ -6,32 +6,32 @@ rename, so that a folder of that name is always whole. Arrays are written in the
 checkpoint depends on the devices that held it, and the checksum of a sharded array is that of the array.
 """
 
-import json
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
 
+from ._changes import RestoreReport as RestoreReport
+from ._changes import check_same, compared
 from ._checksums import checksums
 from ._errors import Problems, message
-from ._files import described, file_problems, standing, sync_to_disk, take_name
+from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
-from ._paths import leaf_paths, nearest
+from ._manifest import CheckpointError as CheckpointError
+from ._manifest import as_json, check_files, write_manifest
+from ._manifest import read_manifest as _read_manifest
+from ._paths import path_string
+from ._stored import Form, form, from_disk, named_leaves, read_arrays, to_disk
+from ._stored import write_arrays as _write_arrays
+from .placement._hosted import is_offloaded
+from .placement._layout import is_zero
 from .placement.logical import repadded, unpadded, unpadded_like
 
-_FORMAT, _VERSION = "jaxopt_large checkpoint", 1
-_MANIFEST, _ARRAYS = "manifest.json", "arrays"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, truncated or not one of ours; the message names the file."""
+_ARRAYS = "arrays"
 
 
 def save(
@@ -54,7 +54,7 @@ def save(
 
     Raises:
       FileExistsError: something stands at `path` already, and it may not be overwritten.
-      TypeError: JSON does not hold the metadata; nothing is written.
+      TypeError: a leaf or the metadata cannot be saved; nothing is written.
       ModuleNotFoundError: orbax-checkpoint is missing; install jaxopt_large[train].
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
@@ -71,9 +71,10 @@ def save(
                 do="Pass overwrite=True to replace it",
             )
         )
-    metadata = _as_json(metadata)
+    metadata = as_json(metadata)
     logical = unpadded(tree)
-    arrays, names = _named(logical), identities(logical)
+    leaves, known = named_leaves("save", logical), identities(logical)
+    arrays = {name: to_disk(x) for name, x in leaves.items()}
     sums = checksums(arrays)
     aside = target.with_name(f".{target.name}.part")
     if _is_writer():
@@ -84,22 +85,15 @@ def save(
     if stored:
         _write_arrays(aside / _ARRAYS, stored)
     if _is_writer():
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "arrays": {
-                name: {
-                    "shape": list(x.shape),
-                    "dtype": str(x.dtype),
-                    "checksum": sums[name],
-                    "identity": names[name],
-                }
-                for name, x in arrays.items()
-            },
-            "files": described(aside),
-            "metadata": metadata,
+        entries = {
+            name: {
+                **form(x).entry(),
+                "checksum": sums[name],
+                "identity": known[name],
+            }
+            for name, x in leaves.items()
         }
-        _write_manifest(aside / _MANIFEST, content)
+        write_manifest(aside, entries, metadata)
         sync_to_disk(aside)
         take_name(aside, target)
     _barrier(f"written {target}")
@@ -111,7 +105,8 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
     Args:
       path: a folder that `save` made.
       like: a tree of the structure, shapes and dtypes saved; arrays, or `jax.ShapeDtypeStruct`s with a
-        sharding. NumPy arrays and numbers come back as such. Their values are not used.
+        sharding, as `abstract_state` gives them. NumPy arrays and numbers come back as such. Their
+        values are not used.
       verify: compare the arrays' checksums; files are checked in any case.
 
     Returns:
@@ -120,37 +115,18 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
     Raises:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the checkpoint is damaged, truncated or not one of ours.
-      ValueError: it holds other arrays than `like`; all differences are named.
+      ValueError: it holds other arrays than `like`; all differences are named. A state of `zero` or
+        `offload` in `like` does not say where it belongs.
     """
     source = standing(Path(path).absolute())
     manifest = _read_manifest(source)
+    _check_placed("restore", like)
     logical = unpadded_like(like)
-    targets = _named(logical)
-    _check_same(source, manifest["arrays"], targets)
-    arrays = _read(source, manifest, targets, verify=verify)
-    leaves, treedef = jax.tree.flatten(logical)
-    values = [_as_before(arrays[n], x) for n, x in zip(_names(logical), leaves, strict=True)]
-    return repadded(treedef.unflatten(values), like)
-
-
-class RestoreReport(NamedTuple):
-    """What `restore_changed` did with each array.
-
-    Attributes:
-      kept: path in the tree -> path in the checkpoint.
-      new: paths that the checkpoint does not have; they keep the values that they had.
-      dropped: paths in the checkpoint that the tree does not have.
-    """
-
-    kept: dict[str, str]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"kept {len(self.kept)}, new {len(self.new)}, dropped {len(self.dropped)}"]
-        lines += [f"  new      {name}" for name in self.new]
-        lines += [f"  dropped  {name}" for name in self.dropped]
-        return "\n".join(lines)
+    leaves = named_leaves("restore", logical)
+    check_same(str(source), manifest["arrays"], leaves)
+    arrays = _read(source, manifest, {name: _target(x) for name, x in leaves.items()}, verify=verify)
+    values = [from_disk(arrays[name], x) for name, x in leaves.items()]
+    return repadded(jax.tree.structure(logical).unflatten(values), like)
 
 
 def restore_changed(
@@ -173,7 +149,8 @@ def restore_changed(
     Raises:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the checkpoint is damaged, truncated or not one of ours.
-      ValueError: a new array has no value in `like`, only a shape.
+      ValueError: a new array has no value in `like`, only a shape; a state of `zero` or `offload` does
+        not say where it belongs.
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
     >>> params = {"w": jnp.ones(3)}
@@ -185,49 +162,19 @@ def restore_changed(
     """
     source = standing(Path(path).absolute())
     manifest = _read_manifest(source)
+    _check_placed("restore_changed", like)
     logical = unpadded_like(like)
-    targets, names = _named(logical), identities(logical)
-    saved = {x.get("identity", n): n for n, x in manifest["arrays"].items()}
-    kept = {}
-    for name, x in targets.items():
-        old = saved.get(names[name])
-        if old is not None and _kind_of(manifest["arrays"][old]) == (tuple(x.shape), str(x.dtype)):
-            kept[name] = old
-    report = RestoreReport(
-        kept,
-        new=tuple(n for n in targets if n not in kept),
-        dropped=tuple(n for n in manifest["arrays"] if n not in set(kept.values())),
-    )
-    wanted = {
-        old: jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"]))
-        for old, x in manifest["arrays"].items()
-    }
-    wanted |= {old: targets[name] for name, old in kept.items()}
-    arrays = _read(source, manifest, wanted, verify=verify)
-    present = dict(zip(_names(logical), jax.tree.leaves(unpadded(like)), strict=True))
-    problems = Problems("restore")
-    for name in report.new:
-        if isinstance(present[name], jax.ShapeDtypeStruct):
-            problems.add("the checkpoint has no such array, and none was given", at=name, do="Pass arrays")
-    problems.raise_if_any()
-    leaves, treedef = jax.tree.flatten(logical)
+    leaves = named_leaves("restore_changed", logical)
+    report = compared(manifest["arrays"], logical, leaves)
+    present = _present(like, leaves, report.new)
+    targets = {old: Form.of_entry(x).target() for old, x in manifest["arrays"].items()}
+    targets |= {old: _target(leaves[name]) for name, old in report.kept.items()}
+    arrays = _read(source, manifest, targets, verify=verify)
     values = [
-        _as_before(arrays[kept[n]], x) if n in kept else present[n]
-        for n, x in zip(_names(logical), leaves, strict=True)
+        from_disk(arrays[report.kept[name]], x) if name in report.kept else present[name]
+        for name, x in leaves.items()
     ]
-    return repadded(treedef.unflatten(values), like), report
-
-
-def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, verify: bool) -> dict[str, Any]:
-    """The arrays of a checkpoint, checked, placed like `targets`."""
-    _check_files(source, manifest)
-    arrays = _read_arrays(source / _ARRAYS, {n: x for n, x in targets.items() if x.size})
-    for name, x in targets.items():
-        if not x.size:
-            arrays[name] = jnp.zeros(x.shape, x.dtype, device=getattr(x, "sharding", None))
-    if verify:
-        _check_sums(source, manifest["arrays"], checksums(arrays))
-    return arrays
+    return repadded(jax.tree.structure(logical).unflatten(values), like), report
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -240,186 +187,62 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_manifest(standing(Path(path).absolute()))["metadata"]
 
 
-# --- arrays and their names ---------------------------------------------------------------------------
+def _target(x: Any) -> jax.ShapeDtypeStruct:
+    array = jax.random.key_data(x) if isinstance(x, jax.Array) and form(x).dtype.startswith("key") else x
+    return form(x).target(getattr(array, "sharding", None))
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """Path -> array; a random key stands as its data."""
-    names, leaves = _names(tree), jax.tree.leaves(tree)
-    named = {name: _plain(x) for name, x in zip(names, leaves, strict=True)}
-    if len(named) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise ValueError(message("checkpoint", f"paths are not unique, got {twice!r}"))
-    return named
-
-
-def _names(tree: Any) -> list[str]:
-    return [name or "value" for name in leaf_paths(tree)]
-
-
-def _kind_of(saved: dict[str, Any]) -> tuple[tuple[int, ...], str]:
-    return tuple(saved["shape"]), saved["dtype"]
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return x
-    if isinstance(x, jax.Array):
-        return jax.random.key_data(x) if _is_key(x) else x
-    x = np.asarray(x)
-    # without x64 JAX would cut 64 bits down to 32
-    return x.reshape(*x.shape, 1).view(np.uint32) if x.dtype.itemsize == 8 else x
-
-
-def _is_key(x: Any) -> TypeGuard[jax.Array]:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _as_before(x: Array, like: Any) -> Any:
-    """The restored array as the kind of thing that `like` is."""
-    if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
-    host = np.asarray(like)
-    value = np.asarray(x).view(host.dtype).reshape(host.shape)
-    return value if isinstance(like, np.ndarray) else type(like)(value.item())
-
-
-def _check_same(source: Path, saved: dict[str, Any], targets: dict[str, Any]) -> None:
+def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, verify: bool) -> dict[str, Any]:
+    """The arrays of a checkpoint, checked, placed like `targets`."""
+    check_files(source, manifest)
+    arrays = read_arrays(source / _ARRAYS, {n: x for n, x in targets.items() if x.size})
+    for name, x in targets.items():
+        if not x.size:
+            arrays[name] = jnp.zeros(x.shape, x.dtype, device=x.sharding)
     problems = Problems("restore")
-    where = f"checkpoint {str(source)!r}"
-    for name in sorted(targets.keys() - saved.keys()):
-        problems.add(
-            f"{where} has no array", at=name, allowed=f"the nearest are {nearest(name, sorted(saved))}"
-        )
-    for name in sorted(saved.keys() - targets.keys()):
-        problems.add(f"{where} holds an array that was not asked for", at=name)
-    for name in sorted(saved.keys() & targets.keys()):
-        was = _kind_of(saved[name])
-        now = (tuple(targets[name].shape), str(targets[name].dtype))
-        if was != now:
-            problems.add(f"{where} has {was[1]}{list(was[0])}, asked for {now[1]}{list(now[0])}", at=name)
-    if problems.found:
-        problems.found.append("It belongs to another model or rule.")
-    problems.raise_if_any()
-
-
-# --- contents --------------------------------------------------------------------------------------
-
-
-def _check_sums(source: Path, saved: dict[str, Any], found: dict[str, str]) -> None:
-    problems = Problems("restore")
-    for name, checksum in found.items():
-        if checksum != saved[name]["checksum"]:
+    for name, checksum in (checksums(arrays) if verify else {}).items():
+        if checksum != manifest["arrays"][name]["checksum"]:
             problems.add(
                 f"checkpoint {str(source)!r} is damaged, its checksum does not fit, got {checksum}",
                 at=name,
                 do="Restore an earlier one",
             )
     problems.raise_if_any(CheckpointError)
+    return arrays
 
 
-# --- files --------------------------------------------------------------------------------------------
-
-
-def _orbax() -> Any:
-    import orbax.checkpoint as ocp  # imported here: it takes a second, and belongs to an extra
-
-    return ocp
-
-
-def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    ocp = _orbax()
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    checkpointer.save(folder, args=ocp.args.StandardSave(arrays))
-    checkpointer.close()
-
-
-def _read_arrays(folder: Path, targets: dict[str, Any]) -> dict[str, Any]:
-    if not targets:
+def _present(like: Any, leaves: dict[str, Any], new: tuple[str, ...]) -> dict[str, Any]:
+    """The values that `like` has for what the checkpoint lacks."""
+    problems = Problems("restore")
+    given, treedef = jax.tree.flatten(like)
+    shapes = [isinstance(x, jax.ShapeDtypeStruct) for x in given]
+    for name, is_shape in zip(leaves, shapes, strict=True):
+        if is_shape and name in new:
+            problems.add("the checkpoint has no such array, and none was given", at=name, do="Pass arrays")
+    problems.raise_if_any()
+    if not new:
         return {}
-    ocp = _orbax()
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
-        for name, x in targets.items()
-    }
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    try:
-        return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
-    except Exception as error:  # tensorstore and orbax raise many kinds for a damaged file
-        raise CheckpointError(
-            message(
-                "restore",
-                f"checkpoint {str(folder.parent)!r} is damaged, its arrays cannot be read",
-                do="Restore an earlier one",
+    # a shape stands without padding already, and stays as it is
+    whole = [y if is_shape else x for x, y, is_shape in zip(given, leaves.values(), shapes, strict=True)]
+    return dict(zip(leaves, jax.tree.leaves(unpadded(treedef.unflatten(whole))), strict=True))
+
+
+def _check_placed(who: str, like: Any) -> None:
+    """Raises for planned states of `zero` and `offload` that do not say where they belong."""
+    problems = Problems(who)
+
+    def is_placed(x: Any) -> bool:
+        return is_zero(x) or is_offloaded(x)
+
+    for path, node in jax.tree_util.tree_flatten_with_path(like, is_leaf=is_placed)[0]:
+        bare = [x for x in jax.tree.leaves(node) if isinstance(x, jax.ShapeDtypeStruct) and not x.sharding]
+        if is_placed(node) and bare:
+            problems.add(
+                f"{len(bare)} leaves of a {type(node).__name__} are shapes without a sharding",
+                at=path_string(path),
+                do="Pass abstract_state(rule, params)",
             )
-        ) from error
-    finally:
-        checkpointer.close()
-
-
-def _as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata as it will be read back: keys are strings, tuples are lists.
-
-    Raises:
-      TypeError: JSON does not hold it.
-    """
-    try:
-        return json.loads(json.dumps(dict(metadata or {})))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            message(
-                "save",
-                f"metadata is not JSON ({error}), got {metadata!r}",
-                allowed="dictionaries, lists, strings, numbers, booleans and None",
-                do="Save arrays in the tree",
-            )
-        ) from error
-
-
-def _write_manifest(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True)
-    file.write_text(json.dumps({"crc32": zlib.crc32(text.encode()), "content": json.loads(text)}, indent=1))
-
-
-def _read_manifest(source: Path) -> dict[str, Any]:
-    file = source / _MANIFEST
-    if not source.exists():
-        raise FileNotFoundError(message("restore", f"there is no checkpoint, got {str(source)!r}"))
-    if not file.is_file():
-        raise CheckpointError(
-            message(
-                "restore", f"not a checkpoint of jaxopt_large: it has no {_MANIFEST}, got {str(source)!r}"
-            )
-        )
-    damaged = message("restore", f"{str(file)!r} is damaged", do="Restore an earlier checkpoint")
-    try:
-        outer = json.loads(file.read_text())
-        content = outer["content"]
-        crc = zlib.crc32(json.dumps(content, indent=1, sort_keys=True).encode())
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(damaged) from error
-    if crc != outer.get("crc32"):
-        raise CheckpointError(damaged)
-    if content.get("format") != _FORMAT or content.get("version", 0) > _VERSION:
-        raise CheckpointError(
-            message(
-                "restore",
-                f"{str(file)!r} is of another format, "
-                f"got {content.get('format')!r}, version {content.get('version')!r}",
-                allowed=f"{_FORMAT!r} up to version {_VERSION}",
-            )
-        )
-    return content
-
-
-def _check_files(source: Path, manifest: dict[str, Any]) -> None:
-    # many processes need not read all files: the arrays' checksums find the damage too
-    whole = jax.process_count() == 1
-    file_problems("restore", source, manifest["files"], contents=whole).raise_if_any(CheckpointError)
-
-
-# --- several processes --------------------------------------------------------------------------------
+    problems.raise_if_any()
 
 
 def _is_writer() -> bool:

@@ -144,9 +144,9 @@ def test_a_value_that_changed_under_a_valid_file_is_found(saved, tmp_path):
     path, tree = _copy(saved, tmp_path)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["content"]["arrays"]["params/odd"]["checksum"] = "0" * 16
-    from jaxopt_large.checkpoint import _write_manifest
+    from jaxopt_large._manifest import seal
 
-    _write_manifest(path / "manifest.json", manifest["content"])
+    seal(path / "manifest.json", manifest["content"])
     with pytest.raises(jl.CheckpointError, match=r"its checksum does not fit, got .* at params/odd"):
         jl.restore(path, tree)
     jl.restore(path, tree, verify=False)
@@ -180,10 +180,10 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_a_newer_format_is_refused(saved, tmp_path):
     path, tree = _copy(saved, tmp_path)
-    from jaxopt_large.checkpoint import _read_manifest, _write_manifest
+    from jaxopt_large._manifest import read_manifest, seal
 
-    _write_manifest(path / "manifest.json", {**_read_manifest(path), "version": 99})
-    with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 1"):
+    seal(path / "manifest.json", {**read_manifest(path), "version": 99})
+    with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 2"):
         jl.restore(path, tree)
 
 
@@ -257,6 +257,47 @@ def test_metadata_that_is_not_json_is_refused_first(value, tmp_path):
     with pytest.raises(TypeError, match=r"save: metadata is not JSON \(.*\), got .*; dictionaries, lists"):
         jl.save(tmp_path / "c", {"w": jnp.ones(2)}, metadata={"x": value})
     assert not list(tmp_path.iterdir())
+
+
+# --- planned states -----------------------------------------------------------------------------------
+
+
+def test_a_planned_state_is_read_where_it_belongs(tmp_path, mesh8):
+    params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((9, 7)), "b": jnp.ones(3)}
+    rule = jl.zero(jl.adam(1e-2), mesh8, "data", min_bytes=0)
+    saved = _trained(rule, params)
+    jl.save(tmp_path / "c", saved)
+    planned = jl.abstract_state(rule, params)
+    changed, report = jl.restore_changed(tmp_path / "c", planned)
+    assert (report.new, report.dropped) == ((), ())
+    for got in (jl.restore(tmp_path / "c", planned), changed):
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(saved), strict=True):
+            assert (a.sharding, np.asarray(a).tobytes()) == (b.sharding, np.asarray(b).tobytes())
+    jl.save(tmp_path / "d", {"adam": saved})
+    # arrays where they are new, shapes elsewhere
+    with pytest.raises(
+        ValueError, match="the checkpoint has no such array, and none was given at trace/trace/odd"
+    ):
+        jl.restore_changed(
+            tmp_path / "d", {"adam": planned, "trace": jl.abstract_state(optax.trace(0.9), params)}
+        )
+    trace = optax.trace(0.9).init(params)
+    got, report = jl.restore_changed(tmp_path / "d", {"adam": planned, "trace": trace})
+    jax.tree.map(np.testing.assert_array_equal, got["trace"], trace)
+    assert len(report.new) == 3
+
+
+@pytest.mark.parametrize("read", [jl.restore, jl.restore_changed])
+def test_a_plan_without_places_is_refused(read, tmp_path, mesh8):
+    params = {"odd": jnp.ones((9, 7))}
+    rule = jl.zero(jl.adam(1e-2), mesh8, "data", min_bytes=0)
+    jl.save(tmp_path / "c", {"state": rule.init(params)})
+    with pytest.raises(
+        ValueError, match=r"3 leaves of a ZeroState are shapes without a sharding at state\. Pass abstr"
+    ):
+        read(tmp_path / "c", {"state": jax.eval_shape(rule.init, params)})
+    plain = jax.eval_shape(jl.adam(1e-2).init, params)
+    read(tmp_path / "c", {"state": plain})
 
 
 # --- across meshes, modes and rules -------------------------------------------------------------------

@@ -1,0 +1,196 @@
+"""Leaves as they stand on disk: what orbax does not hold is kept as unsigned integers, bit for bit."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._checksums import on_device
+from ._errors import Problems, message
+from ._manifest import CheckpointError
+from ._paths import leaf_paths
+
+# less than a byte -> its bits
+_NARROW = {
+    "int2": "uint2",
+    "uint2": "uint2",
+    "int4": "uint4",
+    "uint4": "uint4",
+    "float4_e2m1fn": "uint4",
+}
+
+
+class Form(NamedTuple):
+    """What a leaf is, and the array that stands for it on disk.
+
+    Attributes:
+      shape: the leaf's.
+      dtype: the leaf's, by name: "float32", "int4", "key<fry>".
+      stored_shape: the array's.
+      stored_dtype: the array's, by name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored_shape: tuple[int, ...]
+    stored_dtype: str
+
+    def __str__(self) -> str:
+        same = (self.shape, self.dtype) == (self.stored_shape, self.stored_dtype)
+        stored = "" if same else f" stored as {self.stored_dtype}{list(self.stored_shape)}"
+        return f"{self.dtype}{list(self.shape)}{stored}"
+
+    def entry(self) -> dict[str, Any]:
+        """For the manifest."""
+        found: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
+        if (self.shape, self.dtype) != (self.stored_shape, self.stored_dtype):
+            found["stored"] = {"shape": list(self.stored_shape), "dtype": self.stored_dtype}
+        return found
+
+    @classmethod
+    def of_entry(cls, entry: dict[str, Any]) -> "Form":
+        stored = entry.get("stored", entry)
+        return cls(tuple(entry["shape"]), entry["dtype"], tuple(stored["shape"]), stored["dtype"])
+
+    def target(self, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        """The array to read."""
+        return jax.ShapeDtypeStruct(self.stored_shape, jnp.dtype(self.stored_dtype), sharding=sharding)
+
+
+def named_leaves(who: str, tree: Any) -> dict[str, Any]:
+    """Path -> leaf.
+
+    Raises:
+      ValueError: two leaves have one path.
+      TypeError: leaves that no checkpoint holds; all are named.
+    """
+    names = [name or "value" for name in leaf_paths(tree)]
+    named = dict(zip(names, jax.tree.leaves(tree), strict=True))
+    if len(named) != len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ValueError(message(who, f"paths are not unique, got {twice!r}"))
+    problems = Problems(who)
+    for name, x in named.items():
+        if not _is_storable(_dtype(x)):
+            problems.add(
+                f"a checkpoint cannot hold this leaf, got {type(x).__name__} of dtype {_dtype(x)}",
+                at=name,
+                allowed="arrays of numbers or booleans, Python numbers and random keys",
+                do="Leave it out, or pass it in metadata",
+            )
+    problems.raise_if_any(TypeError)
+    return named
+
+
+def form(x: Any) -> Form:
+    """How a leaf, or a `jax.ShapeDtypeStruct`, stands on disk."""
+    dtype, shape = _dtype(x), tuple(np.shape(x))
+    stored_shape, stored = shape, str(dtype)
+    if _is_key(dtype):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
+        stored_shape, stored = tuple(data.shape), str(data.dtype)
+    elif stored in _NARROW:
+        stored = "uint8"
+    elif not _is_jax(x) and dtype.itemsize >= 8:  # without x64 JAX would cut 64 bits down to 32
+        stored_shape, stored = (*shape, dtype.itemsize // 4), "uint32"
+    return Form(shape, str(dtype), stored_shape, stored)
+
+
+def to_disk(x: Any) -> Any:
+    """The array that stands for a leaf on disk."""
+    dtype = _dtype(x)
+    if _is_key(dtype):
+        return jax.random.key_data(x)
+    if str(dtype) in _NARROW:
+        bits = jax.lax.bitcast_convert_type(on_device(jnp.asarray(x)), jnp.dtype(_NARROW[str(dtype)]))
+        return bits.astype(jnp.uint8)
+    if _is_jax(x):
+        return x
+    host = np.asarray(x)
+    return host.reshape(*host.shape, 1).view(np.uint32) if dtype.itemsize >= 8 else host
+
+
+def from_disk(x: Array, like: Any) -> Any:
+    """The leaf that was stored, as the kind of thing that `like` is."""
+    dtype = _dtype(like)
+    if _is_key(dtype):
+        return jax.random.wrap_key_data(x, impl=_key_impl(like))
+    if str(dtype) in _NARROW:
+        bits = on_device(x).astype(jnp.dtype(_NARROW[str(dtype)]))
+        x = jax.device_put(jax.lax.bitcast_convert_type(bits, dtype), x.sharding)
+    if _is_jax(like):
+        return x
+    host = np.asarray(like)
+    value = np.asarray(x).view(host.dtype).reshape(host.shape)
+    return value if isinstance(like, np.ndarray) else type(like)(value.item())
+
+
+def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
+    """Writes arrays with orbax, which takes no empty ones."""
+    ocp = _orbax()
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    checkpointer.save(folder, args=ocp.args.StandardSave(arrays))
+    checkpointer.close()
+
+
+def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """Reads arrays to where `targets` has them.
+
+    Raises:
+      CheckpointError: a file is damaged.
+    """
+    if not targets:
+        return {}
+    ocp = _orbax()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
+        for name, x in targets.items()
+    }
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    try:
+        return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
+    except Exception as error:  # tensorstore and orbax raise many kinds for a damaged file
+        raise CheckpointError(
+            message(
+                "restore",
+                f"checkpoint {str(folder.parent)!r} is damaged, its arrays cannot be read",
+                do="Restore an earlier one",
+            )
+        ) from error
+    finally:
+        checkpointer.close()
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint as ocp  # imported here: it takes a second, and belongs to an extra
+
+    return ocp
+
+
+def _is_jax(x: Any) -> bool:
+    return isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if _is_jax(x) else np.asarray(x).dtype
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _is_storable(dtype: Any) -> bool:
+    if _is_key(dtype) or dtype.kind in "bmM":  # booleans, and NumPy's dates
+        return True
+    return jnp.issubdtype(dtype, np.number) and (dtype.itemsize <= 8 or dtype == np.complex128)
+
+
+def _key_impl(x: Any) -> Any:
+    """The implementation of a random key; of a shape, too."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), x.dtype))
+    return found[0]
