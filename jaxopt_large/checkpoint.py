@@ -89,7 +89,8 @@ def save(
             name: {
                 **form(x).entry(),
                 "checksum": sums[name],
-                "identity": known[name],
+                "identity": known[name].name,
+                "keys": known[name].keys,
             }
             for name, x in leaves.items()
         }
@@ -130,27 +131,35 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
 
 
 def restore_changed(
-    path: str | os.PathLike[str], like: Any, *, verify: bool = True
+    path: str | os.PathLike[str],
+    like: Any,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    verify: bool = True,
 ) -> tuple[Any, RestoreReport]:
     """Reads what a checkpoint and a tree have in common, when the rule has changed in between.
 
     An array of a state is known by its field, like `ScaleByAdamState.mu`, and the parameter's path, not
     by where in a chain it stands: a transform that was added, removed or moved, or a wrapper, leaves
-    the others as they were. Arrays whose shape or dtype has changed count as new.
+    the others as they were. Arrays whose shape or dtype has changed count as new. Of several arrays that
+    are the same in this sense, those below the same dictionary keys belong together, and the others in
+    their order; if one side has more of them, none is kept, and the report lists them as ambiguous.
 
     Args:
       path: a folder that `save` made.
       like: a tree of arrays; the values of those that the checkpoint lacks are kept.
+      renamed: path in the tree -> path in the checkpoint, of an array or of all that is below: what
+        cannot be told otherwise. Several paths may have one origin.
       verify: compare the arrays' checksums; files are checked in any case.
 
     Returns:
-      A tree like `like`, and a report of what was kept, new and dropped.
+      A tree like `like`, and a report of what was kept, new, dropped and ambiguous.
 
     Raises:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the checkpoint is damaged, truncated or not one of ours.
-      ValueError: a new array has no value in `like`, only a shape; a state of `zero` or `offload` does
-        not say where it belongs.
+      ValueError: a new array has no value in `like`, only a shape; `renamed` names what is not there, or
+        arrays that do not fit; a state of `zero` or `offload` does not say where it belongs.
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
     >>> params = {"w": jnp.ones(3)}
@@ -165,15 +174,24 @@ def restore_changed(
     _check_placed("restore_changed", like)
     logical = unpadded_like(like)
     leaves = named_leaves("restore_changed", logical)
-    report = compared(manifest["arrays"], logical, leaves)
+    report = compared(manifest["arrays"], logical, leaves, renamed or {})
     present = _present(like, leaves, report.new)
     targets = {old: Form.of_entry(x).target() for old, x in manifest["arrays"].items()}
-    targets |= {old: _target(leaves[name]) for name, old in report.kept.items()}
+    first: dict[str, str] = {}
+    for name, old in report.kept.items():
+        first.setdefault(old, name)
+    targets |= {old: _target(leaves[name]) for old, name in first.items()}
     arrays = _read(source, manifest, targets, verify=verify)
-    values = [
-        from_disk(arrays[report.kept[name]], x) if name in report.kept else present[name]
-        for name, x in leaves.items()
-    ]
+    values = []
+    for name, x in leaves.items():
+        old = report.kept.get(name)
+        if old is None:
+            values.append(present[name])
+            continue
+        array = arrays[old]
+        if first[old] != name:  # a buffer of its own, where this leaf belongs
+            array = jnp.copy(jax.device_put(array, _target(x).sharding))
+        values.append(from_disk(array, x))
     return repadded(jax.tree.structure(logical).unflatten(values), like), report
 
 
