@@ -322,7 +322,7 @@ def _meshed(sizes):
 def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
     from jaxopt_large.placement.logical import unpadded
 
-    params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((7, 5)), "b": jnp.ones(3)}
+    params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((9, 7)), "long": jnp.ones((50, 7)), "b": jnp.ones(3)}
     plain = _trained(jl.adamw(1e-2), params)
     if source == "pmap 8":
         rule = jl.zero(jl.adamw(1e-2), axis_name="i")
@@ -351,3 +351,26 @@ def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
         unpadded(saved),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), unpadded(got), plain)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_a_state_is_read_into_pmap(devices, tmp_path):
+    from jaxopt_large.placement.logical import unpadded
+
+    params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((9, 7)), "long": jnp.ones((50, 7)), "b": jnp.ones(3)}
+    mesh = _meshed((2, 4))
+    rule = jl.zero(jl.adamw(1e-2), mesh, ("data", "model"), min_bytes=0)
+    saved = _trained(rule, jax.device_put(params, NamedSharding(mesh, P())))
+    jl.save(tmp_path / "c", saved)
+    mapped, places = jl.zero(jl.adamw(1e-2), axis_name="i"), jax.devices()[:devices]
+    copies = jl.replicate(params, places)
+    fresh = jax.pmap(mapped.init, axis_name="i", devices=places)(copies)
+    state = jl.to_per_device(jl.restore(tmp_path / "c", jl.to_global(fresh)), fresh)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+        jl.to_global(state),
+        unpadded(saved),
+    )
+    step = jax.pmap(mapped.update, axis_name="i", devices=places)
+    jax.block_until_ready(step(jl.replicate(like(params, 2), places), state, copies))
