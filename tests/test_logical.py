@@ -17,16 +17,16 @@ _SHAPES = {"even": (16, 24), "middle": (3, 64, 512), "odd": (9, 7), "flat": (31,
 
 
 def _params():
-    return {name: jnp.asarray(np.random.default_rng(0).normal(size=s), jnp.float32) for name, s in _SHAPES.items()}
+    return {
+        name: jnp.asarray(np.random.default_rng(0).normal(size=s), jnp.float32) for name, s in _SHAPES.items()
+    }
 
 
 def _in_shard_map(mesh, rule):
     """A state after one step, its specs, and the step."""
     specs = jl.mapped_state_specs(rule, _params(), {"data": mesh.size})
     init = jax.jit(jax.shard_map(rule.init, mesh=mesh, in_specs=P(), out_specs=specs))
-    step = jax.jit(
-        jax.shard_map(rule.update, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(P(), specs))
-    )
+    step = jax.jit(jax.shard_map(rule.update, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(P(), specs)))
     return init(_params()), step
 
 
@@ -53,13 +53,17 @@ def test_states_of_pmap_are_refused_before_they_are_scrambled(tmp_path):
     rule = jl.zero(jl.adam(1e-2), axis_name="i")
     for name in ("middle", "odd", "scale"):
         state = jax.pmap(rule.init, axis_name="i")(jl.replicate({name: _params()[name]}))
-        with pytest.raises(ValueError, match=r"save: a leaf of the state has the device axis of pmap.*to_global"):
+        with pytest.raises(
+            ValueError, match=r"save: a leaf of the state has the device axis of pmap.*to_global"
+        ):
             jl.save(tmp_path / "state", state)
     assert not (tmp_path / "state").exists()
 
 
 def test_without_padding_a_leaf_is_divided_over_another_dimension_where_one_divides(mesh8):
-    params = jax.device_put({"w": jnp.ones((1009, 32)), "v": jnp.ones((31, 37, 41))}, NamedSharding(mesh8, P()))
+    params = jax.device_put(
+        {"w": jnp.ones((1009, 32)), "v": jnp.ones((31, 37, 41))}, NamedSharding(mesh8, P())
+    )
     state = jl.zero(jl.adam(1e-2), mesh8, "data", layers=None).init(params)
     kept = {k: x.addressable_shards[0].data.shape for k, x in unpadded(state)[0].mu.items()}
     assert kept == {"w": (1009, 4), "v": (31, 37, 41)}

@@ -66,7 +66,11 @@ def test_numbers_of_64_bits_are_told_apart(tmp_path):
         jl.restore(tmp_path / "c", {**tree, "n": 1.0})
 
 
-@pytest.mark.parametrize("value", ["hello", np.array(["a"]), object(), 2**70, np.zeros(2, "i4,f4")], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    ["hello", np.array(["a"]), object(), 2**70, np.zeros(2, "i4,f4")],
+    ids=["text", "array of text", "object", "huge integer", "structured array"],
+)
 def test_what_cannot_be_saved_is_refused_first(value, tmp_path):
     with pytest.raises(
         TypeError, match=r"save: a checkpoint cannot hold this leaf, got .* of dtype .* at a/b; "

@@ -76,6 +76,10 @@ class ZeroState(NamedTuple):
     layout: Layout
 
 
+class MissingAxisError(ValueError):
+    """A mapped axis is not there."""
+
+
 def check_state(state: Any) -> None:
     """Raises unless `state` is one of `zero`."""
     if not is_zero(state):

@@ -17,7 +17,7 @@ from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut, choose_cut, flat_cut
 from ._decisions import Options
 from ._jit import check_order
-from ._layout import Layout, ZeroState, check_state, check_updates
+from ._layout import Layout, MissingAxisError, ZeroState, check_state, check_updates
 from ._reductions import ReductionError, refuse_reductions
 from ._specs import infer_specs
 
@@ -246,7 +246,7 @@ def _size(axis_name: str) -> int:
     try:
         return axis_size(axis_name)
     except NameError:
-        raise ValueError(
+        raise MissingAxisError(
             message(
                 "zero",
                 f"axis_name is not a mapped axis here, got {axis_name!r}",

@@ -13,7 +13,7 @@ from ._cuts import entries, normal_spec
 from ._decisions import param_specs
 from ._hosted import OffloadState, is_offloaded
 from ._known import known_shardings
-from ._layout import Layout, ZeroState, is_zero, sharding_of, without_aliases
+from ._layout import Layout, MissingAxisError, ZeroState, is_zero, sharding_of, without_aliases
 from ._specs import infer_specs
 
 _WHO = "state_shardings"
@@ -231,9 +231,9 @@ def mapped_state_specs(
     """
     try:
         state, _ = evaluated(rule, params, axis_sizes)
-    except ValueError as error:
+    except MissingAxisError as error:
         given = ", ".join(map(repr, axis_sizes)) or "none"
-        raise ValueError(f"{error} The mapped axes given are {given}.") from error
+        raise MissingAxisError(f"{error} The mapped axes given are {given}.") from error
     like = jax.tree.structure(params)
     divided = (
         [PartitionSpec()] * like.num_leaves
