@@ -72,6 +72,16 @@ def first_match(globs: Sequence[str], path: str) -> str | None:
     return next((g for g in globs if matches(g, path)), None)
 
 
+def params_on(path: Sequence[Any], keys: Sequence[Any]) -> list[int]:
+    """The parameters whose key path is part of a state leaf's: the longest first, then the last."""
+    found = []
+    for i, key in enumerate(keys):
+        starts = [n for n in range(len(path) - len(key) + 1) if path[n : n + len(key)] == key]
+        if starts:
+            found.append((-len(key), -starts[-1], i))
+    return [i for _, _, i in sorted(found)]
+
+
 def check_glob(problems: Problems, name: str, glob: str | None, paths: Sequence[str], what: str) -> None:
     """Adds a problem if the argument `name` is a glob that matches none of the paths of some things."""
     if glob is not None and paths and not any(matches(glob, path) for path in paths):

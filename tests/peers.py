@@ -61,6 +61,8 @@ _CONTRIB_REDUCING = ["cocob", "dadapt_adamw", "dog", "dowg", "muon", "prodigy"]
 
 
 _RATE_FREE = ("cocob", "dog", "dowg")
+# five products in a row: sharded along two dimensions, their sums of other order leave 1.01e-6 of the update
+_ROUNDING = {"muon": 2e-6}
 _FUSED_OTHERWISE = ("adan", "nadam", "nadamw", "optimistic_adam_v2", "radam", "ademamix", "adabelief")
 
 
@@ -71,7 +73,7 @@ def _alias(module: Any, name: str, elementwise: bool) -> Peer:
         (lambda: make()) if name in _RATE_FREE else (lambda: make(1e-2)),
         elementwise,
         scalars=name != "sm3",
-        rounding=1e-6 if name in _FUSED_OTHERWISE or not elementwise else 0.0,
+        rounding=_ROUNDING.get(name, 1e-6 if name in _FUSED_OTHERWISE or not elementwise else 0.0),
     )
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from .._encoded import BLOCK
+
 _SHORTEST = 8  # elements of a share along its cut: for 4 the TPU compiler makes no reduce-scatter
 _MOST_PADDING = 0.01  # of a leaf; a dimension that needs more is not cut, the leaf is flattened
 
@@ -101,6 +103,21 @@ def choose_cut(
     if ranked:
         return min(ranked, key=lambda pair: pair[0])[1]
     return flat_cut(shape, shares * math.prod(shards_of(spec, d, mesh) for d in range(len(shape))))
+
+
+def blocked_cut(shape: tuple[int, ...], shares: int) -> Cut | None:
+    """How to divide an array of `shape` so that no block of its last axis is: along a dimension, always.
+
+    Preferred: a dimension that divides, one that is not the last, the least padding.
+    """
+    if not shape or 0 in shape:
+        return flat_cut(shape, shares)
+    ranked = []
+    for dim, size in enumerate(shape):
+        is_last = dim == len(shape) - 1
+        cut = Cut(dim, size, _next_multiple(size, shares * (BLOCK if is_last else 1)))
+        ranked.append(((cut.waste > 0, is_last and cut.waste == 0, cut.waste, -size), cut))
+    return min(ranked, key=lambda pair: pair[0])[1]
 
 
 def _next_multiple(size: int, unit: int) -> int:

@@ -60,8 +60,11 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
             gradients = place(updates, layout.share_specs)
             values = None if params is None else place(params, layout.share_specs)
             logical = treedef.unflatten(_loaded(inner, layout))
+            # compiled apart from what surrounds it, the rule rounds alike on every mesh
+            gradients, values = jax.lax.optimization_barrier((gradients, values))
             with surrounded_by("zero"):
                 changes, new = rule.update(gradients, logical, values, **rest(arrays))
+            changes = jax.lax.optimization_barrier(changes)
             changes = place(place(changes, layout.share_specs), layout.param_specs)
             leaves = place(_stored(jax.tree.leaves(new), layout), layout.state_specs)
             return changes, leaves
@@ -95,6 +98,14 @@ def check_order(*, mapped: bool = False) -> None:
                 "zero",
                 "the rule is inside skip_nonfinite, where each device would decide by its own gradients",
                 do="Write zero(skip_nonfinite(rule), axis_name=...), or give skip_nonfinite its axis_name",
+            )
+        )
+    if is_surrounded_by("stored"):
+        raise ValueError(
+            message(
+                "zero",
+                "the rule is inside stored, which would see whole leaves on every device",
+                do="Write zero(stored(rule, ...), ...)",
             )
         )
     if is_surrounded_by("zero"):

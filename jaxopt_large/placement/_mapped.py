@@ -9,17 +9,17 @@ import optax
 from jaxtyping import Array
 
 from .._axes import sharded_over, surrounded_by
+from .._axes import shares as announced
 from .._compat import all_gather_invariant, as_varying, axis_size, varies
-from .._errors import Problems, message
+from .._errors import message
 from .._numerics import accumulation_dtype
-from .._paths import path_string
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
-from ._cuts import Cut, choose_cut, flat_cut
+from ._cuts import Cut
 from ._decisions import Options
 from ._jit import check_order
 from ._layout import Layout, MissingAxisError, ZeroState, check_state, check_updates
-from ._reductions import ReductionError, refuse_reductions
-from ._specs import infer_specs
+from ._reductions import refuse_reductions
+from ._shares import my_shares, plan_shares, shapes_of_rank_one
 
 
 def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule:
@@ -29,8 +29,9 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         check_order(mapped=True)
         shares = _size(axis_name)
         with sharded_over(axis_name), surrounded_by("zero"):
-            layout = _plan(rule, params, axis_name, shares, options)
-            return ZeroState(rule.init(_own(params, layout)), layout)
+            layout = plan_shares(rule, params, axis_name, shares, options)
+            with announced(my_shares(params, layout)):
+                return ZeroState(rule.init(_own(params, layout)), layout)
 
     def update(
         updates: Updates,
@@ -53,8 +54,9 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         leaves, treedef = jax.tree.flatten(updates)
         mine = treedef.unflatten(_mean_shares(leaves, layout, factor))
         values = None if params is None else _own(params, layout)
-        with sharded_over(axis_name), surrounded_by("zero"):
-            whole = treedef.unflatten(_shapes_of_rank_one(leaves))
+        known = announced(my_shares(updates, layout))
+        with sharded_over(axis_name), surrounded_by("zero"), known:
+            whole = treedef.unflatten(shapes_of_rank_one(leaves))
             refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
             # compiled apart from the exchange, the rule rounds as it does unsharded
             mine, values = jax.lax.optimization_barrier((mine, values))
@@ -66,67 +68,6 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
     return make_rule(init, update)
 
 
-def _plan(rule: Rule, params: Params, axis_name: str, shares: int, options: Options) -> Layout:
-    """The layout for `params`: large leaves cut along a dimension, small ones flattened."""
-    leaves, treedef = jax.tree.flatten(params)
-    cuts = [
-        choose_cut(x.shape, shares)
-        if x.size * x.dtype.itemsize >= options.min_bytes
-        else flat_cut(x.shape, shares)
-        for x in leaves
-    ]
-    own = [
-        jax.ShapeDtypeStruct(c.share_shape(x.shape, shares) if c else x.shape, x.dtype)
-        for c, x in zip(cuts, leaves, strict=True)
-    ]
-    tree = treedef.unflatten(own)
-    _check_early(rule, tree, axis_name, treedef.unflatten(_shapes_of_rank_one(leaves)))
-    abstract, followed = infer_specs("zero", rule.init, tree, [jax.sharding.PartitionSpec()] * len(own), None)
-    problems, state, shapes = Problems("zero"), [], []
-    for f, (path, x) in zip(followed, jax.tree_util.tree_flatten_with_path(abstract)[0], strict=True):
-        if f.param is None and x.size > 1:
-            problems.add(
-                f"inside a mapped axis a state leaf of shape {tuple(x.shape)} follows no parameter",
-                at=path_string(path),
-                allowed="leaves shaped like their parameter, and scalars",
-                do="Use zero(rule, mesh, axis) under jit",
-            )
-        # a lone element that follows no parameter is a scalar of the rule, not a share
-        state.append(None if f.param is None else cuts[f.param])
-        shapes.append(x.shape if f.param is None else leaves[f.param].shape)
-    problems.raise_if_any(ValueError)
-    return Layout(
-        axes=(axis_name,),
-        shares=shares,
-        mesh=None,
-        params=tuple(cuts),
-        state=tuple(state),
-        param_shapes=tuple(tuple(x.shape) for x in leaves),
-        shapes=tuple(shapes),
-        owners=tuple(f.owner for f in followed),
-        reasons=tuple(_reason(c) for c in cuts),
-    )
-
-
-def _check_early(rule: Rule, shares: Params, axis_name: str, whole: Params) -> None:
-    """Refuses a rule in `init` already, where its update can be traced without further arguments."""
-    try:
-        state = jax.eval_shape(lambda p: rule.init(p), shares)
-        refuse_reductions(rule, shares, state, shares, {}, axis_name, whole)
-    except ReductionError:
-        raise
-    except Exception:  # it takes arguments that only the step has: `update` looks again
-        return
-
-
-def _reason(cut: Cut | None) -> str:
-    if cut is None:
-        return "no elements"
-    if cut.dim is None:
-        return "flattened, in one collective with other small leaves"
-    return f"dimension {cut.dim}" + (f", padded from {cut.size} to {cut.padded}" if cut.waste else "")
-
-
 def _check_shares(layout: Layout, axis_name: str) -> None:
     shares = _size(axis_name)
     if layout.mesh is not None:
@@ -136,11 +77,6 @@ def _check_shares(layout: Layout, axis_name: str) -> None:
     else:
         return
     raise ValueError(message("zero", wrong, do=f"Call init inside the same mapped axis {axis_name!r}"))
-
-
-def _shapes_of_rank_one(leaves: list[Any]) -> list[Any]:
-    """The leaves' shapes, with scalars as their shares are: of rank 1."""
-    return [jax.ShapeDtypeStruct(x.shape or (1,), x.dtype) for x in leaves]
 
 
 # --- whole leaves and shares --------------------------------------------------------------------------

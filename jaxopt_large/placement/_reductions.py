@@ -145,13 +145,13 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
     name, count = eqn.primitive.name, len(eqn.outvars)
     most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
     blame = _transform(eqn) or outer
+    if _is_codec(eqn):
+        return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
     if name in ("cond", "while", "scan"):
         return _LOOPS[name](eqn, operands, axis_name, blame)
     inner = _only_jaxpr(eqn)
     if inner is not None and len(inner.invars) == len(operands):
         return _follow(inner, operands, axis_name, blame)
-    if str(eqn.params.get("name", "")).startswith((ENCODE, DECODE)):
-        return [min(most, _Value(_Kind.SHARE), key=lambda v: v.kind)] * count  # blocks are not divided
     if name == "iota" and eqn.outvars[0].aval.size > 1:
         return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} depends on the places of elements")]
     if name.startswith(_RANDOM):
@@ -174,6 +174,10 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
         )
         return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} {doing}")] * count
     return [most] * count
+
+
+def _is_codec(eqn: Any) -> bool:
+    return str(eqn.params.get("name", "")).startswith((ENCODE, DECODE))
 
 
 def _only_jaxpr(eqn: Any) -> Any:
@@ -245,6 +249,8 @@ def difference_in_work(one: Any, other: Any) -> str | None:
     for a, b in zip(first, second, strict=False):
         if a.primitive is not b.primitive or not _same_literals(a, b):
             return _transform(a)
+        if _is_codec(a):
+            continue
         for key in a.params.keys() - _SHAPES:
             x, y = a.params[key], b.params.get(key)
             for inner, twin in zip(_jaxprs(x), _jaxprs(y), strict=False):

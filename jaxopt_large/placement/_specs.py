@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from .._encoded import BLOCK, Encoded, is_encoded
 from .._errors import Problems
-from .._paths import first_match, listed, path_string
+from .._paths import first_match, listed, params_on, path_string
 from .._types import Params, State
 from ._cuts import entry, normal_spec, respelled
 
@@ -67,6 +68,7 @@ def infer_specs(
     probe = _Probe(init, treedef, shapes)
     divided |= any(respelled(spec, x.ndim) != PartitionSpec() for spec, x in zip(specs, shapes, strict=True))
     problems, found, used = Problems(who), [], set()
+    scales = scales_in(state)
     for index, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
         name = path_string(path)
         follows = _same_shape(path, leaf, keys, shapes)
@@ -75,6 +77,10 @@ def infer_specs(
             used.add(glob)
             _check_given(problems, name, leaf.shape, given[glob], mesh)
             found.append(Followed(respelled(given[glob], leaf.ndim), follows, f"given for {glob!r}"))
+        elif index in scales:
+            codes, node = scales[index]
+            spec = _scale_spec(node, found[codes].spec, mesh)
+            found.append(Followed(spec, None, "like the codes that it scales", derived=True))
         elif leaf.size <= 1:
             found.append(Followed(PartitionSpec(), follows, "one element"))
         elif follows is not None:
@@ -166,17 +172,27 @@ def _parts(spec: PartitionSpec, dim: int, mesh: Any) -> int:
     return parts
 
 
+def scales_in(state: State) -> dict[int, tuple[int, Encoded]]:
+    """Of encoded arrays: index of the scales among the leaves -> index of the codes, and the array."""
+    found, index = {}, 0
+    for node in jax.tree.leaves(state, is_leaf=is_encoded):
+        leaves = len(jax.tree.leaves(node))
+        if is_encoded(node) and leaves == 2:
+            found[index + 1] = (index, node)
+        index += leaves
+    return found
+
+
+def _scale_spec(node: Encoded, spec: PartitionSpec, mesh: Any) -> PartitionSpec:
+    """Along leading axes like the codes; along the last one only where no block is divided."""
+    rank = len(node.codes.shape)
+    parts = [entry(spec, dim) for dim in range(rank)]
+    if node.codes.shape[-1] % (BLOCK * _parts(spec, rank - 1, mesh)):
+        parts[-1] = ()
+    return normal_spec([parts[axis] for axis in node.order])
+
+
 # --- by path and shape --------------------------------------------------------------------------------
-
-
-def params_on(path: Path, keys: list[Path]) -> list[int]:
-    """The parameters whose path is part of a state leaf's path: the longest first, then the last."""
-    found = []
-    for i, key in enumerate(keys):
-        starts = [n for n in range(len(path) - len(key) + 1) if path[n : n + len(key)] == key]
-        if starts:
-            found.append((-len(key), -starts[-1], i))
-    return [i for _, _, i in sorted(found)]
 
 
 def _same_shape(path: Path, leaf: Any, keys: list[Path], shapes: list[Any]) -> int | None:

@@ -245,7 +245,17 @@ def mapped_state_specs(
         cut, owner = layout.state[index], layout.owners[index]
         rank = len(layout.shapes[index])
         own = divided[owner] if owner is not None and len(layout.params) == len(divided) else PartitionSpec()
-        parts = entries(own, rank) if owner is not None and rank == len(layout.param_shapes[owner]) else []
+        same = owner is not None and layout.shapes[index] == layout.param_shapes[owner]
+        if cut is not None and not same and own != PartitionSpec():
+            raise ValueError(
+                message(
+                    "mapped_state_specs",
+                    f"a state leaf of shape {layout.shapes[index]} follows a parameter with {own}",
+                    allowed="leaves of the parameter's shape",
+                    do="Use zero(rule, mesh, axis) under jit",
+                )
+            )
+        parts = entries(own, rank) if same else []
         if cut is None:
             return normal_spec(parts)
         if cut.dim is None:  # each device's run of its own part
