@@ -9,11 +9,11 @@ from .checkpoint import read_metadata as read_metadata
 from .checkpoint import restore as restore
 from .checkpoint import restore_changed as restore_changed
 from .checkpoint import save as save
+from .explanation import explain as explain
 from .groups import freeze as freeze
 from .groups import partition as partition
 from .microbatches import microbatched_grad as microbatched_grad
 from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad
-from .placement.explanation import explain as explain
 from .placement.offload import offload as offload
 from .placement.per_device import replicate as replicate
 from .placement.per_device import to_global as to_global
@@ -60,3 +60,13 @@ from .schedules import warmup_constant_schedule as warmup_constant_schedule
 from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from .schedules import warmup_stable_decay as warmup_stable_decay
+from .storage.bfloat16 import bfloat16 as bfloat16
+from .storage.convert import convert as convert
+from .storage.float8 import float8 as float8
+from .storage.float32 import float32 as float32
+from .storage.int4 import int4 as int4
+from .storage.int8 import int8 as int8
+from .storage.parameters import rounded as rounded
+from .storage.parameters import split as split
+from .storage.report import storage_report as storage_report
+from .storage.stored import stored as stored

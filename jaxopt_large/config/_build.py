@@ -15,7 +15,14 @@ from ..placement.offload import offload
 from ..placement.zero import zero
 from ..safety import clip_by_global_norm, skip_nonfinite
 from ..schedules import inverse_sqrt, warmup_cosine_decay_schedule, warmup_stable_decay
-from .schema import RULES, Config, InverseSqrt, Placement, WarmupCosine, WarmupStableDecay
+from ..storage.bfloat16 import bfloat16
+from ..storage.float8 import float8
+from ..storage.float32 import float32
+from ..storage.int4 import int4
+from ..storage.int8 import int8
+from ..storage.parameters import rounded, split
+from ..storage.stored import stored
+from .schema import RULES, Config, InverseSqrt, Placement, Storage, WarmupCosine, WarmupStableDecay
 
 
 def build(
@@ -24,7 +31,7 @@ def build(
     mesh: Mesh | AbstractMesh | None = None,
     around: Callable[[Rule], Rule] | None = None,
 ) -> Rule:
-    """The rule that a configuration describes: groups, then clipping, guard and placement around them.
+    """The rule that a configuration describes: groups, storage, then clipping, guard and placement around them.
 
     Args:
       config: from `load`.
@@ -40,6 +47,8 @@ def build(
     """
     rules = {glob: _rule(settings, config.train.steps) for glob, settings in config.optimizer.groups.items()}
     rule = rules["*"] if list(rules) == ["*"] else partition(rules)
+    if config.optimizer.storage is not None:
+        rule = _stored(rule, config.optimizer.storage, config.seed)
     if config.optimizer.clip is not None:
         rule = optax.chain(clip_by_global_norm(config.optimizer.clip), rule)
     if config.optimizer.skip_nonfinite:
@@ -54,6 +63,21 @@ def build(
     if placement.offload is not None:
         rule = offload(rule, placement.offload, layers=placement.layers)
     return rule
+
+
+_FORMATS = {"float32": float32, "bfloat16": bfloat16, "float8": float8, "int8": int8, "int4": int4}
+_PARAMETER_FORMATS = {"rounded": rounded, "split": split}
+
+
+def _stored(rule: Rule, storage: Storage, seed: int) -> Rule:
+    def formats(given: str | dict[str, str]) -> Any:
+        if isinstance(given, str):
+            return _FORMATS[given]()
+        return {glob: _FORMATS[name]() for glob, name in given.items()}
+
+    params = None if storage.params is None else _PARAMETER_FORMATS[storage.params]()
+    fields = {field: formats(given) for field, given in storage.fields.items()}
+    return stored(rule, params=params, seed=seed, **fields)
 
 
 def mesh_of(placement: Placement) -> Mesh | AbstractMesh:

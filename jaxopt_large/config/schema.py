@@ -191,10 +191,21 @@ class Frozen(_Group):
 _ANY_RULE: Any = functools.reduce(operator.or_, [*map(_rule_model, RULES), Frozen])
 
 
+FormatName = Literal["float32", "bfloat16", "float8", "int8", "int4"]
+
+
+class Storage(_Group):
+    """Formats of the state's fields, for all parameters or by glob, and of parameters in bfloat16."""
+
+    fields: dict[str, FormatName | dict[str, FormatName]] = {}
+    params: Literal["rounded", "split"] | None = None
+
+
 class Optimizer(_Group):
-    """Rules by path, and the guards around them."""
+    """Rules by path, how their state is kept, and the guards around them."""
 
     groups: dict[str, Annotated[_ANY_RULE, Field(discriminator="rule")]] = Field(min_length=1)
+    storage: Storage | None = None
     clip: Annotated[float, Field(gt=0)] | None = None
     skip_nonfinite: bool = True
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxopt_large as jl
 from jaxopt_large.config import ConfigError, build, load, to_yaml
 
 _GOOD = """\
@@ -211,7 +212,6 @@ def _load_again(config):
 
 @pytest.mark.parametrize("name", sorted(_PUBLISHED))
 def test_large_configurations_are_planned_without_allocating(name):
-    import jaxopt_large as jl
     from jaxopt_large.config import mesh_of
     from jaxopt_large.models import make_model
     from jaxopt_large.train.execution import param_shardings
@@ -241,3 +241,14 @@ def test_large_configurations_are_planned_without_allocating(name):
         x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.size * x.dtype.itemsize < 2**16
     )
     assert each <= whole / config.placement.devices * 1.01 + small
+
+
+def test_storage(tmp_path):
+    text = _GOOD.replace("  clip: 1.0", "  clip: 1.0\n  storage: {params: split, fields: {mu: int8, nu: {'*w': bfloat16, '*': int8}}}")
+    rule = build(_load(tmp_path, text), mesh=jax.sharding.AbstractMesh((4,), ("data",)))
+    shapes = {name: jax.ShapeDtypeStruct((64, 128), jnp.bfloat16) for name in ("w", "v")}
+    rows = {(r.path, r.where) for r in jl.explain(rule, shapes) if r.wrapper == "stored"}
+    assert rows == {("w", "mu: int8"), ("v", "mu: int8"), ("w", "nu: bfloat16"), ("v", "nu: int8")}
+    bad = text.replace("mu: int8", "mu: int9")
+    with pytest.raises(ConfigError, match=r"optimizer.storage.fields.mu.*(int9|must be)"):
+        _load(tmp_path, bad)

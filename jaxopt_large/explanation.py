@@ -1,4 +1,4 @@
-"""What `zero` and `offload` decided for each parameter, and why, as a table."""
+"""What `zero`, `offload` and `stored` decided for each parameter, and why, as a table."""
 
 import math
 from collections.abc import Mapping
@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
-from .._paths import leaf_paths
-from .._types import AnyRule, Params
-from ._hosted import OffloadState, is_offloaded
-from ._layout import ZeroState, is_zero
-from .shardings import evaluated
+from ._paths import leaf_paths
+from ._types import AnyRule, Params
+from .placement._hosted import OffloadState, is_offloaded
+from .placement._layout import ZeroState, is_zero
+from .placement.shardings import evaluated
+from .storage.stored import StoredState, is_stored
 
 
 class Decision(NamedTuple):
     """What a wrapper does with the state of one parameter.
 
     Attributes:
-      wrapper: "zero" or "offload".
+      wrapper: "zero", "offload" or "stored".
       path: the parameter's.
-      shape: the parameter's.
-      where: the mesh axes of each dimension, "whole", "flat", "host" or "device".
-      bytes: of its state, on one device.
+      shape: the parameter's; for "stored", of the leaf of the state.
+      where: the mesh axes of each dimension, "whole", "flat", "host" or "device"; for "stored", the
+        field and its format.
+      bytes: of its state, on one device; for "stored", of the leaf.
       reason: why.
     """
 
@@ -49,10 +51,10 @@ class Explanation(tuple[Decision, ...]):
 
 
 def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | None = None) -> Explanation:
-    """How placement treats the state of each parameter, and why; nothing is allocated.
+    """How placement and storage treat the state of each parameter, and why; nothing is allocated.
 
     Args:
-      rule: a rule with `zero` or `offload` in it, over all the parameters or over parts of them.
+      rule: a rule with `zero`, `offload` or `stored` in it, over all the parameters or over parts of them.
       params: arrays, or `jax.ShapeDtypeStruct`s with a `sharding`.
       axis_sizes: for `zero(..., axis_name=...)`: mapped axis -> number of devices.
 
@@ -66,6 +68,12 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     -------  ----  ----------  -----  ------  ---------------------------------------------
     zero     b     (8,)        whole  64      32 bytes, under 65536: not worth a collective
     zero     w     (128, 512)  data   65,536  dimension 0
+    >>> params = {"b": jnp.ones(8), "w": jnp.ones((128, 512))}
+    >>> print(jl.explain(jl.stored(jl.adam(1e-3), nu=jl.int8()), params))
+    wrapper  path  shape       where        bytes   reason
+    -------  ----  ----------  -----------  ------  ----------------------
+    stored   b     (8,)        nu: float32  32      8 elements, under 4096
+    stored   w     (128, 512)  nu: int8     67,584  given; never negative
     """
     mapped = axis_sizes or {}
     state, _ = evaluated(rule, params, mapped)
@@ -77,7 +85,17 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
             node = node.inner
         for zero in filter(is_zero, jax.tree.leaves(node, is_leaf=is_zero)):
             rows += _divided(zero, paths, leaves, math.prod(mapped.values()))
+    for node in filter(is_stored, jax.tree.leaves(state, is_leaf=is_stored)):
+        rows += _stored(node)
     return Explanation(rows)
+
+
+def _stored(node: StoredState) -> list[Decision]:
+    return [
+        Decision("stored", c.path, c.shape, f"{c.field}: {c.format.name}", c.format.bytes(c.shape), c.reason)
+        for c in node.plan.choices
+        if c.format is not None
+    ]
 
 
 def _divided(node: ZeroState, paths: list[str], leaves: list[Any], copies: int) -> list[Decision]:

@@ -1,0 +1,1 @@
+"""The formats in which state and parameters are kept between steps."""

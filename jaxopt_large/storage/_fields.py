@@ -1,0 +1,131 @@
+"""Which format each leaf of a state is kept in, and why: decided once, by `init`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._axes import Share, share_of
+from .._errors import Problems
+from .._paths import check_glob, first_match, listed, matches, params_on, path_string
+from .._types import Params, Rule, State
+from ._format import Format
+from ._signs import NEVER_NEGATIVE, never_negative
+from .float32 import Float32
+
+FEWEST = 4096  # elements of the whole array: below it the scales and the step cost more than is saved
+_NARROWEST = 16  # elements along the last axis: a scale for fewer takes a quarter byte of each and more
+_DELICATE = "*embed*|*wte*|*wpe*|*norm*|*ln_*|*router*"  # their second moments vary most within a block
+
+
+class Choice(NamedTuple):
+    """How one leaf of the state is kept.
+
+    Attributes:
+      field: of the state, like "nu".
+      path: of the parameter that it belongs to.
+      shape: of the whole leaf.
+      format: None for a leaf that is left as the rule has it; `Float32` for one that is widened to that.
+      share: which part of it is here, inside a mapped axis.
+      reason: why.
+    """
+
+    field: str
+    path: str
+    shape: tuple[int, ...]
+    format: Format | None
+    share: Share | None
+    reason: str
+
+
+Formats = Mapping[str, Format | Mapping[str, Format]]
+
+
+def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats) -> list[Choice]:
+    """A choice for each leaf of the state, in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: a field that no leaf has, a glob that matches nothing, or a leaf that no glob matches.
+    """
+    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    places = [place(path, keys) for path, _ in leaves]
+    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), t) for t in (params, state)]
+    unsigned = never_negative(rule, *shapes)
+    problems, found = Problems(who), []
+    _check(problems, formats, places, keys)
+    for (field, owner), (_, leaf), positive in zip(places, leaves, unsigned, strict=True):
+        path = "" if owner is None else path_string(keys[owner])
+        share = None if owner is None else share_of(keys[owner])
+        if share is not None and leaf.ndim != len(share.shape):
+            share = None
+        shape = tuple(leaf.shape) if share is None else share.shape
+        given = formats.get(field)
+        if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
+            found.append(Choice(field, path, shape, None, share, "no format is given for it"))
+            continue
+        format, reason = _pick(problems, field, path, given, positive or field in NEVER_NEGATIVE)
+        found.append(Choice(field, path, shape, *_if_worth(format, shape, share, reason)))
+    problems.raise_if_any()
+    return found
+
+
+def place(path: tuple[Any, ...], keys: list[Any]) -> tuple[str, int | None]:
+    """The field that holds a leaf, and the parameter it belongs to."""
+    owner = next(iter(params_on(path, keys)), None)
+    around = path[: len(path) - len(keys[owner])] if owner is not None and _ends(path, keys[owner]) else path
+    names = [key.name for key in around if isinstance(key, jax.tree_util.GetAttrKey)]
+    return (names[-1] if names else ""), owner
+
+
+def _ends(path: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+    return len(key) == 0 or path[-len(key) :] == key
+
+
+def _pick(
+    problems: Problems, field: str, path: str, given: Format | Mapping[str, Format], positive: bool
+) -> tuple[Format, str]:
+    if isinstance(given, Mapping):
+        glob = first_match(list(given), path)
+        if glob is None:
+            problems.add(f"{field} has no format", at=path, do='End its globs with "*" for the rest')
+            return Float32(), ""
+        format, reason = given[glob], f"given for {glob!r}"
+    elif positive and matches(_DELICATE, path.lower()):
+        return Float32(), "a second moment of an embedding, a norm or a router"
+    else:
+        format, reason = given, "given"
+    if format.signed is None:
+        format = format.of_sign(not positive)
+    return format, reason if not positive else f"{reason}; never negative"
+
+
+def _if_worth(
+    format: Format, shape: tuple[int, ...], share: Share | None, reason: str
+) -> tuple[Format | None, Share | None, str]:
+    size = math.prod(shape)
+    if isinstance(format, Float32):
+        return Float32(), share, reason
+    if size < FEWEST:
+        return Float32(), share, f"{size} elements, under {FEWEST}"
+    if format.blocks and shape[-1] < _NARROWEST:
+        return Float32(), share, f"{shape[-1]} elements along the last axis, under {_NARROWEST}"
+    return format, share, reason
+
+
+def _check(
+    problems: Problems, formats: Formats, places: list[tuple[str, int | None]], keys: list[Any]
+) -> None:
+    """Adds fields that the state does not have, and globs that match none of a field's leaves."""
+    fields = list(dict.fromkeys(field for field, owner in places if field and owner is not None))
+    for field, given in formats.items():
+        if field not in fields:
+            problems.add(f"the state has no field {field!r}", allowed=f"its fields are {listed(fields)}")
+        elif isinstance(given, Mapping):
+            paths = [
+                path_string(keys[owner]) for name, owner in places if name == field and owner is not None
+            ]
+            for glob in given:
+                check_glob(problems, f"a glob of {field}", glob, paths, "parameter with that field")

@@ -1,0 +1,147 @@
+"""What every format offers, and what formats with block scales share."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, UInt32
+
+from .._axes import Share
+from .._encoded import DECODE, ENCODE, Encoded, scale_order, scale_shape
+from ._blocks import block_max, from_blocks, to_blocks
+from ._random import random_bits
+
+_SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
+_SMALLEST_UNSIGNED = 1e-37  # no value of a block that is not 0 decodes to less
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How a field of the state is kept between steps; made by `jl.int8()` and its like.
+
+    Attributes:
+      signed: does the field have values of both signs? None: `stored` finds out.
+    """
+
+    signed: bool | None = None
+
+    name: ClassVar[str] = ""
+    blocks: ClassVar[bool] = True  # has it scales?
+    bits: ClassVar[int] = 32  # of one code
+
+    def encode(
+        self,
+        x: Float[Array, "..."],
+        key: UInt32[Array, ""] | None = None,
+        *,
+        share: Share | None = None,
+    ) -> Encoded:
+        """The array in this format.
+
+        Args:
+          x: of rank 1 or more.
+          key: from which stochastic rounding draws; by default a constant one.
+          share: which part of the whole array it is, inside a mapped axis.
+        """
+        key = jnp.uint32(0) if key is None else key
+        order = scale_order(x.shape if share is None else share.shape) if self.blocks else ()
+        where = None if share is None else (share.shape, share.dim)
+        start = jnp.int32(0) if share is None else share.start
+        codes, scales = _encoder(self, order, where)(x, key, start)
+        return Encoded(codes, scales, self, str(x.dtype), order)
+
+    def decode(self, x: Encoded) -> Float[Array, "..."]:
+        """The array that `encode` was given, but for its rounding."""
+        return _decoder(self, x.dtype, x.order)(x.codes, x.scales)
+
+    def spec(self, shape: tuple[int, ...], spec: PartitionSpec) -> tuple[PartitionSpec, PartitionSpec | None]:
+        """The specs of codes and scales of a parameter with `spec`; blocks must not be divided."""
+        if not self.blocks:
+            return spec, None
+        parts = [*spec, *[None] * (len(shape) - len(spec))]
+        return spec, PartitionSpec(*(parts[axis] for axis in scale_order(shape)))
+
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """What an array of `shape` takes, scales included."""
+        codes = math.prod(shape) * self.bits // 8
+        scales = math.prod(scale_shape(shape, scale_order(shape))) * 4 if self.blocks else 0
+        return codes + scales
+
+    def of_sign(self, signed: bool) -> "Format":
+        """This format for a field of values of both signs, or for one that is never negative."""
+        return dataclasses.replace(self, signed=signed)
+
+    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
+        """Codes of float32 values, in blocks where there are scales.
+
+        Args:
+          x: divided by its scale where there are blocks.
+          scale: None without blocks.
+          bits: random ones for each element, when called.
+        """
+        raise NotImplementedError
+
+    def from_codes(self, codes: Array) -> Array:
+        """Float32 values, in units of the scale where there are blocks."""
+        raise NotImplementedError
+
+
+@functools.cache
+def _encoder(format: Format, order: tuple[int, ...], where: Any) -> Callable[..., Any]:
+    """(array, key, start) -> codes and scales: a jit of its own name, for those who read jaxprs."""
+
+    def encode(x: Array, key: Array, start: Array) -> tuple[Array, Array | None]:
+        share = None if where is None else Share(where[0], where[1], start)
+        wide = x.astype(jnp.float32)
+
+        def bits() -> Array:
+            return random_bits(key, x.shape, share)
+
+        if not format.blocks:
+            return format.to_codes(wide, None, bits), None
+        view = to_blocks(wide)
+        largest = block_max(jnp.abs(view))
+        smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
+        # a block with a NaN or an infinity decodes to NaN, all of it
+        scale = jnp.where(largest < jnp.inf, jnp.where(largest < smallest, 0.0, largest), jnp.nan)
+        inverse = jnp.where(scale > 0, 1.0 / jnp.where(scale > 0, scale, 1.0), 0.0)
+        codes = format.to_codes(view * inverse[..., None], scale, lambda: to_blocks(bits()))
+        return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)
+
+    encode.__name__ = encode.__qualname__ = f"{ENCODE}_{format.name}"
+    return jax.jit(encode)
+
+
+@functools.cache
+def _decoder(format: Format, dtype: str, order: tuple[int, ...]) -> Callable[..., Any]:
+    """(codes, scales) -> array."""
+
+    def decode(codes: Array, scales: Array | None) -> Array:
+        if scales is None:
+            return format.from_codes(codes).astype(dtype)
+        scale = jnp.transpose(scales, [order.index(axis) for axis in range(len(order))])[..., None]
+        x = format.from_codes(to_blocks(codes)) * scale
+        if format.signed is False:  # what is not 0 must not be flushed to 0
+            x = jnp.maximum(x, jnp.minimum(scale, _SMALLEST_UNSIGNED))
+        return from_blocks(x, codes.shape[-1]).astype(dtype)
+
+    decode.__name__ = decode.__qualname__ = f"{DECODE}_{format.name}"
+    return jax.jit(decode)
+
+
+def stochastic_codes(n: Array, low: Array, value: Callable[[Array], Array], u: Array) -> Array:
+    """`low` or `low + 1`, so that the decoded value is `n` in the mean.
+
+    Args:
+      n: what is to be encoded.
+      low: its code, rounded down.
+      value: code -> decoded value.
+      u: uniform in [0, 1).
+    """
+    below, above = value(low), value(low + 1)
+    return low + (u * (above - below) < n - below).astype(low.dtype)

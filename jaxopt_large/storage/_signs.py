@@ -1,0 +1,104 @@
+"""Which leaves of a state are never negative, found without knowing the rule."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._types import Params, Rule, State
+
+# fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
+NEVER_NEGATIVE = frozenset({"nu", "nu_max", "sum_of_squares", "exp_avg_sq"})
+
+_KEEP = {
+    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"),
+    *(
+        "reduce_sum",
+        "reduce_max",
+        "reduce_min",
+        "cumsum",
+        "cummax",
+        "slice",
+        "dynamic_slice",
+        "reduce_precision",
+    ),
+    *("concatenate", "gather", "pad", "rev", "sharding_constraint", "pvary", "pcast", "reshard", "psum"),
+    *(
+        "add",
+        "add_any",
+        "mul",
+        "div",
+        "min",
+        "clamp",
+        "sqrt",
+        "cbrt",
+        "optimization_barrier",
+        "stop_gradient",
+    ),
+}
+_ALWAYS = {"square", "abs", "exp", "exp2", "rsqrt", "logistic", "is_finite", "iota", "sort_key"}
+_CALLS = ("jaxpr", "call_jaxpr")
+
+
+def never_negative(rule: Rule, params: Params, state: State) -> list[bool]:
+    """For each leaf of the state: if it starts at 0 or above, does it stay there?
+
+    The update is traced once. A result is non-negative if it is a sum, product, square, root or maximum
+    of such things; scalars (decay rates, corrections) are taken to be.
+
+    Args:
+      rule: any.
+      params: shapes.
+      state: what `rule.init` gives for them, as shapes.
+    """
+    leaves = jax.tree.leaves(state)
+    try:
+        closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
+    except Exception:  # it takes arguments that only the step has: names must do
+        return [False] * len(leaves)
+    count = len(jax.tree.leaves(params))
+    ranks = [x.ndim for x in leaves]
+    found = []
+    for k in range(len(leaves)):
+        known = [False] * count + [i == k or not ranks[i] for i in range(len(leaves))] + [False] * count
+        found.append(_outputs(closed.jaxpr, closed.consts, known)[k])
+    return found
+
+
+def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> list[bool]:
+    signs: dict[Any, bool] = dict(zip(jaxpr.invars, known, strict=True))
+    signs |= {v: _is_non_negative(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
+
+    def read(atom: Any) -> bool:
+        return _is_non_negative(atom.val) if hasattr(atom, "val") else signs[atom]
+
+    for eqn in jaxpr.eqns:
+        made = _equation(eqn, [read(a) for a in eqn.invars])
+        for v, sign in zip(eqn.outvars, made, strict=True):
+            signs[v] = sign or not getattr(v.aval, "ndim", 1)
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _equation(eqn: Any, operands: list[bool]) -> list[bool]:
+    name, count = eqn.primitive.name, len(eqn.outvars)
+    inner = next((eqn.params[k] for k in _CALLS if hasattr(eqn.params.get(k), "consts")), None)
+    if inner is not None and len(inner.jaxpr.invars) == len(operands):
+        return _outputs(inner.jaxpr, inner.consts, operands)
+    if name == "cond":
+        branches = [_outputs(b.jaxpr, b.consts, operands[1:]) for b in eqn.params["branches"]]
+        return [all(signs) for signs in zip(*branches, strict=True)]
+    if name in _ALWAYS or (name == "mul" and eqn.invars[0] is eqn.invars[1]):
+        return [True] * count
+    if name == "integer_pow":
+        return [eqn.params["y"] % 2 == 0 or operands[0]]
+    if name in ("max", "pmax"):
+        return [any(operands)]
+    if name == "select_n":
+        return [all(operands[1:])]
+    return [name in _KEEP and all(operands)] * count
+
+
+def _is_non_negative(x: Any) -> bool:
+    x = np.asarray(x)
+    return bool(np.issubdtype(x.dtype, np.number) and np.all(x >= 0)) or x.dtype == bool

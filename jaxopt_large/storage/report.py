@@ -1,0 +1,119 @@
+"""How well a state's codes are used, measured."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._encoded import Encoded, is_encoded
+from .._errors import message
+from .._paths import path_string
+from .._types import State
+
+
+class Usage(NamedTuple):
+    """Of one encoded leaf.
+
+    Attributes:
+      path: in the state.
+      format: its name.
+      saturated: share of elements with the largest code: one in 128 is the largest of its block.
+      smallest: share of elements with the code nearest to 0.
+      least_scale: the smallest scale of a block, NaN without scales.
+      most_scale: the largest.
+      error: relative to the shadow, the root of the mean square; NaN without one.
+    """
+
+    path: str
+    format: str
+    saturated: float
+    smallest: float
+    least_scale: float
+    most_scale: float
+    error: float
+
+
+class StorageReport(tuple[Usage, ...]):
+    """One `Usage` per encoded leaf; printed, a table."""
+
+    def __str__(self) -> str:
+        head = ("path", "format", "saturated", "smallest", "scales", "error")
+        rows = [
+            (
+                u.path,
+                u.format,
+                f"{u.saturated:.2%}",
+                f"{u.smallest:.2%}",
+                "-" if np.isnan(u.least_scale) else f"{u.least_scale:.1e} to {u.most_scale:.1e}",
+                "-" if np.isnan(u.error) else f"{u.error:.2%}",
+            )
+            for u in self
+        ]
+        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (head, *rows)
+        ]
+        return "\n".join(lines)
+
+
+def storage_report(state: State, shadow: State | None = None) -> StorageReport:
+    """Measures the codes of every encoded leaf of a state.
+
+    Args:
+      state: of a rule with `stored` in it, concrete.
+      shadow: what the state would be in float32: the decoded tree's structure, like that of the same rule
+        without `stored`, run beside it. With it the error of each leaf is measured.
+
+    Returns:
+      One `Usage` per leaf.
+
+    Raises:
+      ValueError: the shadow has other leaves than the state.
+
+    >>> rule = jl.stored(jl.adam(1e-3), nu=jl.int8())
+    >>> params = {"w": jnp.ones((64, 128))}
+    >>> _, state = rule.update(params, rule.init(params), params)
+    >>> report = jl.storage_report(state)
+    >>> report[0].path, report[0].saturated
+    ('inner/0/nu/w', 1.0)
+    """
+    nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)[0]
+    encoded = [(path, x) for path, x in nodes if is_encoded(x)]
+    truths: list[Any] = [None] * len(encoded)
+    if shadow is not None:
+        inner = getattr(state, "inner", state)
+        like = jax.tree.leaves(inner, is_leaf=is_encoded)
+        leaves = jax.tree.leaves(shadow)
+        if len(like) != len(leaves):
+            raise ValueError(
+                message(
+                    "storage_report",
+                    f"the shadow has {len(leaves)} leaves",
+                    allowed=f"the state has {len(like)}",
+                )
+            )
+        truths = [t for x, t in zip(like, leaves, strict=True) if is_encoded(x)]
+    return StorageReport(
+        _usage(path_string(path), x, truth) for (path, x), truth in zip(encoded, truths, strict=True)
+    )
+
+
+def _usage(path: str, x: Encoded, truth: Any) -> Usage:
+    size = jnp.abs(x.codes.astype(jnp.float32))
+    scales = np.full(1, np.nan) if x.scales is None else np.asarray(x.scales)
+    error = np.nan if truth is None else float(_relative(x.format.decode(x), truth))
+    return Usage(
+        path,
+        x.format.name,
+        float(jnp.mean(size == jnp.max(size))),
+        float(jnp.mean(size == jnp.min(size))),
+        float(scales.min()),
+        float(scales.max()),
+        error,
+    )
+
+
+def _relative(got: Array, want: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(got - want)) / jnp.maximum(jnp.sum(jnp.square(want)), 1e-37))
