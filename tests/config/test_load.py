@@ -244,7 +244,10 @@ def test_large_configurations_are_planned_without_allocating(name):
 
 
 def test_storage(tmp_path):
-    text = _GOOD.replace("  clip: 1.0", "  clip: 1.0\n  storage: {params: split, fields: {mu: int8, nu: {'*w': bfloat16, '*': int8}}}")
+    text = _GOOD.replace(
+        "  clip: 1.0",
+        "  clip: 1.0\n  storage: {params: split, fields: {mu: int8, nu: {'*w': bfloat16, '*': int8}}}",
+    )
     rule = build(_load(tmp_path, text), mesh=jax.sharding.AbstractMesh((4,), ("data",)))
     shapes = {name: jax.ShapeDtypeStruct((64, 128), jnp.bfloat16) for name in ("w", "v")}
     rows = {(r.path, r.where) for r in jl.explain(rule, shapes) if r.wrapper == "stored"}
