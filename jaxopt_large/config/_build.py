@@ -31,7 +31,7 @@ def build(
     mesh: Mesh | AbstractMesh | None = None,
     around: Callable[[Rule], Rule] | None = None,
 ) -> Rule:
-    """The rule that a configuration describes: groups, storage, then clipping, guard and placement around them.
+    """The rule of a configuration: groups, storage, clipping, guard, placement, from the inside out.
 
     Args:
       config: from `load`.
@@ -70,7 +70,7 @@ _PARAMETER_FORMATS = {"rounded": rounded, "split": split}
 
 
 def _stored(rule: Rule, storage: Storage, seed: int) -> Rule:
-    def formats(given: str | dict[str, str]) -> Any:
+    def formats(given: Any) -> Any:
         if isinstance(given, str):
             return _FORMATS[given]()
         return {glob: _FORMATS[name]() for glob, name in given.items()}
