@@ -14,6 +14,7 @@ from .groups import freeze as freeze
 from .groups import partition as partition
 from .microbatches import microbatched_grad as microbatched_grad
 from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad
+from .placement.mapped_specs import mapped_state_specs as mapped_state_specs
 from .placement.offload import offload as offload
 from .placement.per_device import replicate as replicate
 from .placement.per_device import to_global as to_global
@@ -22,7 +23,6 @@ from .placement.per_device import unreplicate as unreplicate
 from .placement.shardings import abstract_state as abstract_state
 from .placement.shardings import gradient_shardings as gradient_shardings
 from .placement.shardings import init_state as init_state
-from .placement.shardings import mapped_state_specs as mapped_state_specs
 from .placement.shardings import state_shardings as state_shardings
 from .placement.shardings import state_specs as state_specs
 from .placement.zero import zero as zero

@@ -56,7 +56,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         values = None if params is None else _own(params, layout)
         known = announced(my_shares(updates, layout))
         with sharded_over(axis_name), surrounded_by("zero"), known:
-            whole = treedef.unflatten(shapes_of_rank_one(leaves))
+            whole = shapes_of_rank_one((updates, updates if params is None else params))
             refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
             # compiled apart from the exchange, the rule rounds as it does unsharded
             mine, values = jax.lax.optimization_barrier((mine, values))

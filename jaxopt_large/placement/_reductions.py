@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from .._compat import like_varying
-from .._encoded import DECODE, ENCODE
 from .._errors import message
 from .._types import Params, Rule, State, Updates
+from ._same_work import difference_in_work, is_codec, transform_of
 
 # what ours does right that optax's cannot know of
 _OURS = {
@@ -34,7 +33,6 @@ _ELEMENTWISE_NAMES = """
     sign sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
-_WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame
 _WHOLE_AFTERWARDS = ("psum", "pmax", "pmin", "all_gather")
 _RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
 
@@ -66,7 +64,7 @@ def refuse_reductions(
     params: Params,
     extra: dict[str, Any],
     axis_name: str,
-    whole: Params,
+    whole: tuple[Updates, Params],
 ) -> None:
     """Traces a rule on shares and raises if a result depends on more than its own elements.
 
@@ -76,7 +74,8 @@ def refuse_reductions(
       state: of the shares.
       extra: what `update` takes besides.
       axis_name: over which leaves are divided.
-      whole: whole parameters, or their shapes: what is done must not depend on shapes.
+      whole: the whole gradient and the whole parameters, as shapes of the same dtypes: what is done must
+        not depend on shapes.
 
     Raises:
       ReductionError: names who reduces over a share, and what to use instead.
@@ -85,23 +84,31 @@ def refuse_reductions(
     def step(updates: Updates, state: State, params: Params) -> Any:
         return rule.update(updates, state, params, **extra)
 
-    started = jax.make_jaxpr(lambda p: rule.init(p))(updates)
+    gradients, values = whole
+    own = updates if params is None else params
+    started = jax.make_jaxpr(lambda p: rule.init(p))(own)
     _refuse_partial(started, [_Value(_Kind.SHARE)] * len(started.jaxpr.invars), axis_name)
     closed = jax.make_jaxpr(step)(updates, state, params)
     kinds = [_Value(_Kind.SHARE)] * len(closed.jaxpr.invars)
-    gradients = len(jax.tree.leaves(updates))
+    count = len(jax.tree.leaves(updates))
     for k, x in enumerate(jax.tree.leaves(state)):
-        kinds[gradients + k] = _Value(_Kind.SHARE if x.ndim else _Kind.UNIFORM)
+        kinds[count + k] = _Value(_Kind.SHARE if x.ndim else _Kind.UNIFORM)
     _refuse_partial(closed, kinds, axis_name)
 
     def typed_step(updates: Updates, state: State, params: Params) -> Any:
         return step(*jax.tree.map(like_varying, (updates, state, params), shares))
 
     shares = (updates, state, params)
-    whole_state = jax.eval_shape(lambda p: rule.init(jax.tree.map(like_varying, p, updates)), whole)
-    if jax.tree.structure(whole_state) != jax.tree.structure(state):
+    fresh = jax.eval_shape(lambda p: rule.init(jax.tree.map(like_varying, p, own)), values)
+    if jax.tree.structure(fresh) != jax.tree.structure(state):
         _refuse("the state depends on the shape of a leaf", axis_name)
-    other = jax.make_jaxpr(typed_step)(whole, whole_state, None if params is None else whole)
+    # of the dtypes that the state has by now: a rule may widen it
+    whole_state = jax.tree.map(
+        lambda w, x: jax.ShapeDtypeStruct(w.shape, x.dtype, weak_type=getattr(x, "weak_type", False)),
+        fresh,
+        state,
+    )
+    other = jax.make_jaxpr(typed_step)(gradients, whole_state, None if params is None else values)
     different = difference_in_work(closed, other)
     if different is not None:
         _refuse(f"{different or 'the rule'} depends on the shape of a leaf", axis_name)
@@ -144,8 +151,8 @@ def _follow(jaxpr: Any, inputs: Sequence[_Value], axis_name: str, outer: str) ->
 def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> list[_Value]:
     name, count = eqn.primitive.name, len(eqn.outvars)
     most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
-    blame = _transform(eqn) or outer
-    if _is_codec(eqn):
+    blame = transform_of(eqn) or outer
+    if is_codec(eqn):
         return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
     if name in ("cond", "while", "scan"):
         return _LOOPS[name](eqn, operands, axis_name, blame)
@@ -174,10 +181,6 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
         )
         return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} {doing}")] * count
     return [most] * count
-
-
-def _is_codec(eqn: Any) -> bool:
-    return str(eqn.params.get("name", "")).startswith((ENCODE, DECODE))
 
 
 def _only_jaxpr(eqn: Any) -> Any:
@@ -236,65 +239,4 @@ def _settled(
         carry = new
 
 
-# --- the same work on shares and on whole leaves ------------------------------------------------------
-
-_SHAPES = {"shape", "sizes", "new_sizes", "sharding", "out_sharding", "in_avals", "out_avals"}
-_TYPING = ("pvary", "pcast", "shard_map_pvary", "axis_index", "reshard")
-_COMPARED = (int, float, complex, str, bool, tuple, type(None), np.dtype)
-
-
-def difference_in_work(one: Any, other: Any) -> str | None:
-    """Who does something else in one jaxpr than in the other, shapes apart: "" if unknown, None if nobody."""
-    first, second = _equations(one), _equations(other)
-    for a, b in zip(first, second, strict=False):
-        if a.primitive is not b.primitive or not _same_literals(a, b):
-            return _transform(a)
-        if _is_codec(a):
-            continue
-        for key in a.params.keys() - _SHAPES:
-            x, y = a.params[key], b.params.get(key)
-            for inner, twin in zip(_jaxprs(x), _jaxprs(y), strict=False):
-                found = difference_in_work(inner, twin)
-                if found is not None:
-                    return found or _transform(a)
-            if isinstance(x, _COMPARED) and not _jaxprs(x) and x != y:
-                return _transform(a)
-    more = first[len(second) :] or second[len(first) :]
-    return _transform(more[0]) if more else None
-
-
-def _equations(jaxpr: Any) -> list[Any]:
-    """Those that do something: not those that only type a value as different on devices."""
-    return [e for e in getattr(jaxpr, "jaxpr", jaxpr).eqns if e.primitive.name not in _TYPING]
-
-
-def _same_literals(one: Any, other: Any) -> bool:
-    values = [[x.val if hasattr(x, "val") else None for x in eqn.invars] for eqn in (one, other)]
-    return len(values[0]) == len(values[1]) and all(
-        np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")
-        for x, y in zip(*values, strict=True)
-    )
-
-
-def _jaxprs(value: Any) -> list[Any]:
-    """The jaxprs in a parameter of an equation."""
-    values = value if isinstance(value, tuple) else (value,)
-    return [v for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
-
-
 _LOOPS = {"cond": _follow_cond, "while": _follow_while, "scan": _follow_scan}
-
-
-def _transform(eqn: Any) -> str:
-    """The transform whose `update` this equation belongs to, like "optax.clip_by_global_norm"."""
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        function, *rest = frame.function_name.split(".")
-        if function in _WRAPPERS or not any(part.startswith("update") for part in rest):
-            continue
-        parts = frame.file_name.replace("\\", "/").split("/")
-        if "optax" in parts:
-            return f"optax.contrib.{function}" if "contrib" in parts else f"optax.{function}"
-        if "placement" not in parts:
-            return function
-    return ""

@@ -38,7 +38,7 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
     ]
     tree = treedef.unflatten(own)
     with announced(_known_shares(params, [tuple(x.shape) for x in leaves], cuts, shares, jnp.int32(0))):
-        _check_early(rule, tree, axis_name, treedef.unflatten(shapes_of_rank_one(leaves)))
+        _check_early(rule, tree, axis_name, shapes_of_rank_one(params))
         specs = [jax.sharding.PartitionSpec()] * len(own)
         abstract, followed = infer_specs("zero", rule.init, tree, specs, None)
     scales = scales_in(abstract)
@@ -109,7 +109,7 @@ def _check_early(rule: Rule, shares: Params, axis_name: str, whole: Params) -> N
     """Refuses a rule in `init` already, where its update can be traced without further arguments."""
     try:
         state = jax.eval_shape(lambda p: rule.init(p), shares)
-        refuse_reductions(rule, shares, state, shares, {}, axis_name, whole)
+        refuse_reductions(rule, shares, state, shares, {}, axis_name, (whole, whole))
     except ReductionError:
         raise
     except Exception:  # it takes arguments that only the step has: `update` looks again
@@ -130,6 +130,6 @@ def my_shares(tree: Any, layout: Layout) -> dict[Any, Share]:
     return _known_shares(tree, layout.param_shapes, layout.params, layout.shares, index)
 
 
-def shapes_of_rank_one(leaves: list[Any]) -> list[Any]:
-    """The leaves' shapes, with scalars as their shares are: of rank 1."""
-    return [jax.ShapeDtypeStruct(x.shape or (1,), x.dtype) for x in leaves]
+def shapes_of_rank_one(tree: Any) -> Any:
+    """A tree of shapes, with those of scalars as their shares have them: of rank 1."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape or (1,), x.dtype), tree)

@@ -120,6 +120,8 @@ class _Stream:
         if i is None or not self.hosted.layers[i] or _is_explicit(self.gradients[i]):
             return None
         shape = self.gradients[i].shape
+        if 0 in shape:
+            return None
         arrays = [k for k in results if k == i or self.stored[k - self.count].shape == shape]
         if self.values:
             arrays.append(self.count + len(self.stored) + i)

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from .._device_sums import is_device_sum
 from .._errors import message
 from .._types import AnyRule, Params
-from ._cuts import entries, normal_spec
 from ._decisions import param_specs
 from ._hosted import OffloadState, is_offloaded
 from ._known import known_shardings
-from ._layout import Layout, MissingAxisError, ZeroState, is_zero, sharding_of, without_aliases
+from ._layout import Layout, ZeroState, is_zero, sharding_of, without_aliases
 from ._specs import infer_specs
 
 _WHO = "state_shardings"
@@ -198,92 +196,6 @@ def init_state(rule: AnyRule, params: Params) -> Any:
             return without_aliases(rule.init(params), params)
 
     return jax.jit(init, out_shardings=shardings)(params)
-
-
-def mapped_state_specs(
-    rule: AnyRule,
-    params: Params,
-    axis_sizes: Mapping[str, int],
-    *,
-    specs: Any = None,
-) -> Any:
-    """The specs of `rule.init(params)` inside `shard_map`, for its `in_specs` and `out_specs`.
-
-    Args:
-      rule: a rule with `zero(..., axis_name=...)` in it.
-      params: what `init` is given inside, arrays or shapes: where other axes divide parameters, the
-        parts that one device has.
-      axis_sizes: mapped axis -> number of devices along it.
-      specs: the `in_specs` of the parameters, where other axes than that of `zero` divide them
-        (tensor parallelism).
-
-    Returns:
-      A tree of `PartitionSpec`s with the structure of the state: shares are divided along the dimension
-      that is cut, and like their parameter; all else is replicated.
-
-    Raises:
-      ValueError: the axis of a `zero` is not in `axis_sizes`.
-
-    >>> rule = jl.zero(jl.adam(1e-3), axis_name="data")
-    >>> state = jl.mapped_state_specs(rule, {"w": jnp.ones((64, 512))}, {"data": 8})
-    >>> tuple(state.inner[0].mu["w"]), tuple(state.inner[0].count)
-    (('data',), ())
-    """
-    try:
-        state, _ = evaluated(rule, params, axis_sizes)
-    except MissingAxisError as error:
-        given = ", ".join(map(repr, axis_sizes)) or "none"
-        raise MissingAxisError(f"{error} The mapped axes given are {given}.") from error
-    like = jax.tree.structure(params)
-    divided = (
-        [PartitionSpec()] * like.num_leaves
-        if specs is None
-        else like.flatten_up_to(_broadcast_specs(specs, params))
-    )
-
-    def share_spec(layout: Layout, index: int) -> PartitionSpec:
-        cut, owner = layout.state[index], layout.owners[index]
-        rank = len(layout.shapes[index])
-        own = divided[owner] if owner is not None and len(layout.params) == len(divided) else PartitionSpec()
-        same = owner is not None and layout.shapes[index] == layout.param_shapes[owner]
-        if cut is not None and not same and own != PartitionSpec():
-            raise ValueError(
-                message(
-                    "mapped_state_specs",
-                    f"a state leaf of shape {layout.shapes[index]} follows a parameter with {own}",
-                    allowed="leaves of the parameter's shape",
-                    do="Use zero(rule, mesh, axis) under jit",
-                )
-            )
-        parts = entries(own, rank) if same else []
-        if cut is None:
-            return normal_spec(parts)
-        if cut.dim is None:  # each device's run of its own part
-            return normal_spec([(*(name for part in parts for name in part), *layout.axes)])
-        parts = parts or [()] * (cut.dim + 1)
-        parts[cut.dim] = (*parts[cut.dim], *layout.axes)
-        return normal_spec(parts)
-
-    def place(node: Any) -> Any:
-        if is_device_sum(node):
-            return jax.tree.map(lambda _: PartitionSpec(node.axis_name), node)
-        if not is_zero(node):
-            return PartitionSpec()
-        layout: Layout = node.layout
-        specs = [share_spec(layout, index) for index in range(len(layout.state))]
-        return ZeroState(jax.tree.structure(node.inner).unflatten(specs), layout)
-
-    return jax.tree.map(place, state, is_leaf=lambda x: is_zero(x) or is_device_sum(x))
-
-
-def _broadcast_specs(specs: Any, params: Params) -> Any:
-    """One spec for each parameter, from a tree of specs or a prefix of one."""
-    return jax.tree.map(
-        lambda spec, part: jax.tree.map(lambda _: spec, part),
-        specs,
-        params,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )
 
 
 def _mesh_of(shardings: list[Sharding], state: Any) -> Any:

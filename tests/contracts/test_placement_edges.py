@@ -209,3 +209,68 @@ def test_errors(mesh8):
         jl.mapped_state_specs(mapped, params, {"x": 8})
     with pytest.raises(TypeError, match="arrays are real, got complex64"):
         jl.accumulate(optax.sgd(1.0), 2).init(jnp.ones(2, jnp.complex64))
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")], ids=str)
+@pytest.mark.parametrize("name", ["adamw", "sgd", "inject", "ours"])
+def test_gradients_of_another_dtype_than_the_parameters(name, dtypes):
+    """A rule may widen its state after the first step; three steps, so that it has."""
+    make = {
+        "adamw": lambda: optax.adamw(1e-2),
+        "sgd": lambda: optax.sgd(1e-2, momentum=0.9),
+        "inject": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2),
+        "ours": lambda: jl.skip_nonfinite(jl.adamw(1e-2)),
+    }[name]
+    params = {"w": jnp.ones((24, 16), dtypes[0]), "b": jnp.ones(3, dtypes[0]), "s": jnp.ones((), dtypes[0])}
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.5, dtypes[1]), params)
+    rule, plain = jl.zero(make(), axis_name="i"), make()
+    with jax.numpy_dtype_promotion("standard"):
+        copies, many = jl.replicate(params), jl.replicate(grads)
+        state, step = jax.pmap(rule.init, axis_name="i")(copies), jax.pmap(rule.update, axis_name="i")
+        want_state = plain.init(params)
+        for _ in range(3):
+            updates, state = step(many, state, copies)
+            want, want_state = jax.jit(plain.update)(grads, want_state, params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-2
+        ),
+        jl.unreplicate(updates),
+        want,
+    )
+
+
+def test_spreading_over_a_share_of_length_one_is_not_refused():
+    spread = optax.stateless(
+        lambda u, _: jax.tree.map(lambda a: jnp.broadcast_to(jnp.ones((1,) * a.ndim), a.shape) * a, u)
+    )
+    rule = jl.zero(spread, axis_name="i")
+    grads = jl.replicate({"b": jnp.arange(3.0), "w": jnp.ones((16, 8))})
+    got, _ = jax.pmap(lambda g: rule.update(g, rule.init(g)), axis_name="i")(grads)
+    np.testing.assert_array_equal(jl.unreplicate(got)["b"], np.arange(3.0))
+
+
+@pytest.mark.parametrize("kind", ["deferred", "outside"])
+def test_tensor_parallel_leaves_outside_zero_inside_shard_map(kind):
+    mesh = make_mesh((4, 2), ("data", "model"))
+    inner = jl.zero(jl.adamw(1e-2), axis_name="data", min_bytes=0)
+    rule = (
+        jl.accumulate(inner, 1, "deferred", axis_name="data", nonfinite="keep")
+        if kind == "deferred"
+        else optax.chain(optax.trace(0.9), inner)
+    )
+    plain = jl.adamw(1e-2) if kind == "deferred" else optax.chain(optax.trace(0.9), jl.adamw(1e-2))
+    params, split = {"w": like({"w": jnp.ones((64, 32))}, 0)["w"]}, {"w": P(None, "model")}
+    own = {"w": jax.ShapeDtypeStruct((64, 16), jnp.float32)}
+    specs = jl.mapped_state_specs(rule, own, {"data": 4}, specs=split)
+    init = jax.jit(jax.shard_map(rule.init, mesh=mesh, in_specs=(split,), out_specs=specs))
+    step = jax.jit(
+        jax.shard_map(rule.update, mesh=mesh, in_specs=(split, specs, split), out_specs=(split, specs))
+    )
+    state, want_state = init(params), plain.init(params)
+    for seed in range(3):
+        grads = like(params, seed)
+        updates, state = jax.block_until_ready(step(grads, state, params))
+        state = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), state)
+        want, want_state = jax.jit(plain.update)(grads, want_state, params)
+        np.testing.assert_allclose(updates["w"], want["w"], rtol=2e-6, atol=1e-9)

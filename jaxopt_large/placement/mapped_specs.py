@@ -1,0 +1,112 @@
+"""The spec of every leaf of a rule's state that lives inside `shard_map`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from .._device_sums import is_device_sum
+from .._errors import message
+from .._paths import params_on
+from .._types import AnyRule, Params
+from ._cuts import entries, normal_spec, respelled
+from ._layout import Layout, MissingAxisError, ZeroState, is_zero
+from .shardings import evaluated
+
+
+def mapped_state_specs(
+    rule: AnyRule,
+    params: Params,
+    axis_sizes: Mapping[str, int],
+    *,
+    specs: Any = None,
+) -> Any:
+    """The specs of `rule.init(params)` inside `shard_map`, for its `in_specs` and `out_specs`.
+
+    Args:
+      rule: a rule with `zero(..., axis_name=...)` in it.
+      params: what `init` is given inside, arrays or shapes: where other axes divide parameters, the
+        parts that one device has.
+      axis_sizes: mapped axis -> number of devices along it.
+      specs: the `in_specs` of the parameters, where other axes than that of `zero` divide them
+        (tensor parallelism).
+
+    Returns:
+      A tree of `PartitionSpec`s with the structure of the state: shares are divided along the dimension
+      that is cut, and like their parameter; all else is replicated.
+
+    Raises:
+      ValueError: the axis of a `zero` is not in `axis_sizes`.
+
+    >>> rule = jl.zero(jl.adam(1e-3), axis_name="data")
+    >>> state = jl.mapped_state_specs(rule, {"w": jnp.ones((64, 512))}, {"data": 8})
+    >>> tuple(state.inner[0].mu["w"]), tuple(state.inner[0].count)
+    (('data',), ())
+    """
+    try:
+        state, _ = evaluated(rule, params, axis_sizes)
+    except MissingAxisError as error:
+        given = ", ".join(map(repr, axis_sizes)) or "none"
+        raise MissingAxisError(f"{error} The mapped axes given are {given}.") from error
+    like = jax.tree.structure(params)
+    divided = (
+        [PartitionSpec()] * like.num_leaves
+        if specs is None
+        else like.flatten_up_to(_broadcast_specs(specs, params))
+    )
+
+    def share_spec(layout: Layout, index: int) -> PartitionSpec:
+        cut, owner = layout.state[index], layout.owners[index]
+        rank = len(layout.shapes[index])
+        own = divided[owner] if owner is not None and len(layout.params) == len(divided) else PartitionSpec()
+        same = owner is not None and layout.shapes[index] == layout.param_shapes[owner]
+        if cut is not None and not same and own != PartitionSpec():
+            raise ValueError(
+                message(
+                    "mapped_state_specs",
+                    f"a state leaf of shape {layout.shapes[index]} follows a parameter with {own}",
+                    allowed="leaves of the parameter's shape",
+                    do="Use zero(rule, mesh, axis) under jit",
+                )
+            )
+        parts = entries(own, rank) if same else []
+        if cut is None:
+            return normal_spec(parts)
+        if cut.dim is None:  # each device's run of its own part
+            return normal_spec([(*(name for part in parts for name in part), *layout.axes)])
+        parts = parts or [()] * (cut.dim + 1)
+        parts[cut.dim] = (*parts[cut.dim], *layout.axes)
+        return normal_spec(parts)
+
+    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    shapes = [tuple(x.shape) for x in jax.tree.leaves(params)]
+    copies = len(axis_sizes)  # axes that `evaluated` adds in front
+
+    def outside(path: Any, shape: tuple[int, ...]) -> PartitionSpec:
+        """Of a leaf that no `zero` divides: like the parameter on its path whose shape it has."""
+        same = (i for i in params_on(path, keys) if shapes[i] == shape)
+        return next((respelled(divided[i], len(shape)) for i in same), PartitionSpec())
+
+    def place(path: Any, node: Any) -> Any:
+        if is_device_sum(node):
+            below = jax.tree_util.tree_flatten_with_path(node)[0]
+            own = [outside((*path, *p), tuple(x.shape[copies + 1 :])) for p, x in below]
+            return jax.tree.structure(node).unflatten([PartitionSpec(node.axis_name, *s) for s in own])
+        if not is_zero(node):
+            return outside(path, tuple(node.shape[copies:]))
+        layout: Layout = node.layout
+        specs = [share_spec(layout, index) for index in range(len(layout.state))]
+        return ZeroState(jax.tree.structure(node.inner).unflatten(specs), layout)
+
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: is_zero(x) or is_device_sum(x))
+
+
+def _broadcast_specs(specs: Any, params: Params) -> Any:
+    """One spec for each parameter, from a tree of specs or a prefix of one."""
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(lambda _: spec, part),
+        specs,
+        params,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
