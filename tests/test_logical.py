@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
@@ -47,6 +47,19 @@ def test_states_of_shard_map_are_written_and_read_back(tmp_path, mesh8):
     under_jit = jl.zero(jl.adam(1e-2), mesh, "data")
     moved = jl.restore(tmp_path / "state", under_jit.init(jax.device_put(params, NamedSharding(mesh, P()))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), unpadded(moved), want)
+
+
+def test_explicit_axes(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    params = jax.device_put(_params(), NamedSharding(mesh, P()))
+    rule = jl.zero(jl.adam(1e-2), mesh, "data", min_bytes=0)
+    _, state = jax.jit(rule.update)(like(params, 1), rule.init(params), params)
+    jl.save(tmp_path / "state", state)
+    back = jl.restore(tmp_path / "state", rule.init(params))
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    plain = jl.adam(1e-2)
+    _, want = jax.jit(plain.update)(like(_params(), 1), plain.init(_params()), _params())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), unpadded(state), want)
 
 
 def test_states_of_pmap_are_refused_before_they_are_scrambled(tmp_path):

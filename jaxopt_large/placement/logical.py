@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
+from .._compat import auto_axes
 from .._device_sums import is_device_sum
 from .._errors import message
 from ._cuts import Cut
@@ -30,8 +31,7 @@ def unpadded(tree: Any) -> Any:
     def leaf(x: Any, cut: Cut, shape: tuple[int, ...]) -> Any:
         if isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host":
             x = jax.device_put(x, x.sharding.with_memory_kind("device"))
-        where = _undivided(x, shape)
-        return jax.jit(lambda x: cut.load(x, shape), out_shardings=where)(x)
+        return _placed(lambda x: cut.load(x, shape), x, _undivided(x, shape))
 
     return _map_placed(tree, leaf, _summed)
 
@@ -71,8 +71,7 @@ def repadded(values: Any, like: Any) -> Any:
         if cut is None or x.shape == target.shape:
             return x
         # inside `shard_map` a flattened leaf keeps its rank
-        store = jax.jit(lambda x: cut.store(x).reshape(target.shape), out_shardings=target.sharding)
-        return store(x)
+        return _placed(lambda x: cut.store(x).reshape(target.shape), x, target.sharding)
 
     def node(old: Any, new: Any) -> Any:
         if is_offloaded(old):
@@ -156,7 +155,7 @@ def _whole(sharding: Sharding) -> Sharding:
 
 def _summed(x: Any) -> Any:
     """[devices, ...] -> the sum, [1, ...]."""
-    return jax.jit(lambda x: jnp.sum(x, axis=0, keepdims=True), out_shardings=_whole(x.sharding))(x)
+    return _placed(lambda x: jnp.sum(x, axis=0, keepdims=True), x, _whole(x.sharding))
 
 
 def _on_the_first(value: Any, like: Any) -> Any:
@@ -166,4 +165,11 @@ def _on_the_first(value: Any, like: Any) -> Any:
     def spread(x: Any) -> Any:
         return jnp.concatenate([x, jnp.zeros((devices - 1, *x.shape[1:]), x.dtype)])
 
-    return jax.jit(spread, out_shardings=like.sharding)(value)
+    return _placed(spread, value, like.sharding)
+
+
+def _placed(function: Callable[[Any], Any], x: Any, where: Sharding) -> Any:
+    """`function(x)`, placed; among Explicit axes its operations need no rule for types."""
+    if isinstance(where, NamedSharding) and AxisType.Explicit in where.mesh.axis_types:
+        function = auto_axes(function, where.mesh, where.spec)
+    return jax.jit(function, out_shardings=where)(x)
