@@ -49,7 +49,7 @@ class Rounded:
     def write(
         self, p: BFloat16[Array, "..."], value: Float32[Array, "..."], bits: UInt32[Array, "..."]
     ) -> tuple[Float32[Array, "..."], None]:
-        update, _ = _step_to(p, round_stochastically(value, bits))
+        update, _ = _step_to(p, round_stochastically(value, bits).astype(jnp.float32))
         return update, None
 
 
@@ -67,8 +67,8 @@ class Split:
     def write(
         self, p: BFloat16[Array, "..."], value: Float32[Array, "..."], bits: UInt32[Array, "..."]
     ) -> tuple[Float32[Array, "..."], Int8[Array, "..."]]:
-        update, new = _step_to(p, value.astype(jnp.bfloat16))
-        away = _word(value) - _word(new.astype(jnp.float32))
+        update, new = _step_to(p, _rounded(value))
+        away = _word(value) - _word(new)
         rounded = (away + (bits & jnp.uint32(0xFF)).astype(jnp.int32)) >> 8
         near = jnp.isfinite(value) & (away >= -_HALF) & (away <= _HALF)
         return update, jnp.where(near, jnp.minimum(rounded, 127), 0).astype(jnp.int8)
@@ -142,11 +142,18 @@ def _word(x: Float32[Array, "..."]) -> Array:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _step_to(p: BFloat16[Array, "..."], wanted: BFloat16[Array, "..."]) -> tuple[Array, Array]:
-    """The float32 update u, and bfloat16(p + u): almost always `wanted`.
+def _rounded(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """The nearest bfloat16, in float32: of a cast there and back compilers make nothing."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _step_to(
+    p: BFloat16[Array, "..."], wanted: Float32[Array, "..."]
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    """The update u, and the bfloat16 nearest to p + u: almost always `wanted`, itself one.
 
     Their difference is exact unless they are more than 16 powers of two apart.
     """
     wide = p.astype(jnp.float32)
-    update = wanted.astype(jnp.float32) - wide
-    return update, (wide + update).astype(jnp.bfloat16)
+    update = wanted - wide
+    return update, _rounded(wide + update)
