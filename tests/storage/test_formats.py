@@ -33,6 +33,7 @@ def _all_codes(format):
     return np.arange(low, most + 1).astype(dtype)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("format", BLOCKED)
 def test_every_code_at_every_scale_comes_back(format):
     """A block with all of the codes in it, the largest among them, at scales from 5e-26 to 1e36."""

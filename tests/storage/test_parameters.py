@@ -75,6 +75,7 @@ def test_apply_updates_lands_on_what_is_meant(make, as_optax_adds):
     assert np.all(np.abs(got - meant) <= bound)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("make", FORMATS)
 def test_small_steps_are_not_lost(make, as_optax_adds):
     p = jnp.ones(512, jnp.bfloat16)
