@@ -14,28 +14,27 @@ import jax
 
 _sharded_over: ContextVar[tuple[str, ...]] = ContextVar("sharded_over", default=())
 _surroundings: ContextVar[tuple[str, ...]] = ContextVar("surroundings", default=())
-
-
 _shares: ContextVar[Mapping[Any, Any]] = ContextVar("shares", default={})  # noqa: B039 - never mutated
 
 
 @contextlib.contextmanager
 def sharded_over(axis_name: str) -> Iterator[None]:
     """Declares that leaves inside the block are shares along `axis_name`."""
-    with _added(_sharded_over, axis_name):
+    with declared(_sharded_over, (*_sharded_over.get(), axis_name)):
         yield
 
 
 @contextlib.contextmanager
 def surrounded_by(wrapper: str) -> Iterator[None]:
     """Declares that rules inside the block are wrapped by `wrapper`."""
-    with _added(_surroundings, wrapper):
+    with declared(_surroundings, (*_surroundings.get(), wrapper)):
         yield
 
 
 @contextlib.contextmanager
-def _added(variable: ContextVar[tuple[str, ...]], value: str) -> Iterator[None]:
-    token = variable.set((*variable.get(), value))
+def declared(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Sets a context variable inside the block."""
+    token = variable.set(value)
     try:
         yield
     finally:
@@ -59,11 +58,8 @@ class Share(NamedTuple):
 @contextlib.contextmanager
 def shares(known: Mapping[Any, Share]) -> Iterator[None]:
     """Declares key path -> share for the parameters inside the block."""
-    token = _shares.set(known)
-    try:
+    with declared(_shares, known):
         yield
-    finally:
-        _shares.reset(token)
 
 
 def share_of(path: Any) -> Share | None:

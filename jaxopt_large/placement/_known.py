@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .._axes import declared
 from .._types import Params
 
 _known: ContextVar[dict[Any, Any] | None] = ContextVar("known_shardings", default=None)
@@ -15,11 +16,8 @@ _known: ContextVar[dict[Any, Any] | None] = ContextVar("known_shardings", defaul
 @contextlib.contextmanager
 def known_shardings(shardings: dict[Any, Any]) -> Iterator[None]:
     """Declares key path -> sharding for the parameters that are traced inside the block."""
-    token = _known.set(shardings)
-    try:
+    with declared(_known, shardings):
         yield
-    finally:
-        _known.reset(token)
 
 
 def known_sharding(index: int, params: Params) -> Any:

@@ -76,12 +76,11 @@ class Format:
         """This format for a field of values of both signs, or for one that is never negative."""
         return dataclasses.replace(self, signed=signed)
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
         """Codes of float32 values, in blocks where there are scales.
 
         Args:
           x: divided by its scale where there are blocks.
-          scale: None without blocks.
           bits: random ones for each element, when called.
         """
         raise NotImplementedError
@@ -103,14 +102,14 @@ def _encoder(format: Format, order: tuple[int, ...], where: Any) -> Callable[...
             return random_bits(key, x.shape, share)
 
         if not format.blocks:
-            return format.to_codes(wide, None, bits), None
+            return format.to_codes(wide, bits), None
         view = to_blocks(wide)
         largest = block_max(jnp.abs(view))
         smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
         # a block with a NaN or an infinity decodes to NaN, all of it
         scale = jnp.where(largest < jnp.inf, jnp.where(largest < smallest, 0.0, largest), jnp.nan)
         inverse = jnp.where(scale > 0, 1.0 / jnp.where(scale > 0, scale, 1.0), 0.0)
-        codes = format.to_codes(view * inverse[..., None], scale, lambda: to_blocks(bits()))
+        codes = format.to_codes(view * inverse[..., None], lambda: to_blocks(bits()))
         return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)
 
     encode.__name__ = encode.__qualname__ = f"{ENCODE}_{format.name}"

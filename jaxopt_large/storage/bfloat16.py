@@ -19,8 +19,7 @@ class BFloat16Format(Format):
     blocks: ClassVar[bool] = False
     bits: ClassVar[int] = 16
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
-        del scale
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
         return round_stochastically(x, bits()) if self.stochastic else x.astype(jnp.bfloat16)
 
     def from_codes(self, codes: Array) -> Array:

@@ -16,8 +16,8 @@ class Float32(Format):
     blocks: ClassVar[bool] = False
     bits: ClassVar[int] = 32
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
-        del scale, bits
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
+        del bits
         return x
 
     def from_codes(self, codes: Array) -> Array:

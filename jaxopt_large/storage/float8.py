@@ -20,8 +20,7 @@ class Float8(Format):
     name: ClassVar[str] = "float8"
     bits: ClassVar[int] = 8
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
-        del scale
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
         if self.signed is not False:
             return (x * _MOST).astype(jnp.float8_e4m3fn)
         root = jnp.sqrt(x)

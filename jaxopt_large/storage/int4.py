@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._format import Format, stochastic_codes
+from ._maps import from_fourth_root, from_softsign, to_fourth_root, to_softsign
 from ._random import uniform
 
 _MOST, _MOST_UNSIGNED = 7, 15
@@ -18,17 +19,16 @@ class Int4(Format):
     name: ClassVar[str] = "int4"
     bits: ClassVar[int] = 4
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
-        del scale
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
         if self.signed is False:
-            low = jnp.clip(jnp.floor(_MOST_UNSIGNED * jnp.sqrt(jnp.sqrt(x))), 1, _MOST_UNSIGNED - 1)
-            return stochastic_codes(x, low, _fourth_power, uniform(bits())).astype(jnp.uint4)
-        low = jnp.clip(jnp.floor(_MOST * 2 * x / (1 + jnp.abs(x))), -_MOST, _MOST - 1)
-        return stochastic_codes(x, low, _softsign_inverse, uniform(bits())).astype(jnp.int4)
+            low = to_fourth_root(x, _MOST_UNSIGNED)
+            return stochastic_codes(x, low, _from_unsigned, uniform(bits())).astype(jnp.uint4)
+        low = jnp.clip(jnp.floor(to_softsign(x, _MOST)), -_MOST, _MOST - 1)
+        return stochastic_codes(x, low, _from_signed, uniform(bits())).astype(jnp.int4)
 
     def from_codes(self, codes: Array) -> Array:
         wide = codes.astype(jnp.float32)
-        return _fourth_power(wide) if self.signed is False else _softsign_inverse(wide)
+        return _from_unsigned(wide) if self.signed is False else _from_signed(wide)
 
 
 def int4(*, signed: bool | None = None) -> Int4:
@@ -47,10 +47,9 @@ def int4(*, signed: bool | None = None) -> Int4:
     return Int4(signed=signed)
 
 
-def _softsign_inverse(code: Array) -> Array:
-    return code / (2 * _MOST - jnp.abs(code))
+def _from_signed(code: Array) -> Array:
+    return from_softsign(code, _MOST)
 
 
-def _fourth_power(code: Array) -> Array:
-    z = code * (1 / _MOST_UNSIGNED)
-    return jnp.square(jnp.square(z))
+def _from_unsigned(code: Array) -> Array:
+    return from_fourth_root(code, _MOST_UNSIGNED)

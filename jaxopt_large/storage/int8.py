@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._format import Format, stochastic_codes
+from ._maps import from_fourth_root, from_softsign, to_fourth_root, to_softsign
 from ._random import uniform
 
 _MOST, _MOST_UNSIGNED = 127, 255
@@ -18,19 +19,15 @@ class Int8(Format):
     name: ClassVar[str] = "int8"
     bits: ClassVar[int] = 8
 
-    def to_codes(self, x: Array, scale: Array | None, bits: Callable[[], Array]) -> Array:
-        del scale
+    def to_codes(self, x: Array, bits: Callable[[], Array]) -> Array:
         if self.signed is False:
-            low = jnp.clip(jnp.floor(_MOST_UNSIGNED * jnp.sqrt(jnp.sqrt(x))), 1, _MOST_UNSIGNED - 1)
-            return stochastic_codes(x, low, _fourth_power, uniform(bits())).astype(jnp.uint8)
-        y = 2 * x / (1 + jnp.abs(x))
-        return jnp.round(_MOST * y).astype(jnp.int8)
+            low = to_fourth_root(x, _MOST_UNSIGNED)
+            return stochastic_codes(x, low, _from_unsigned, uniform(bits())).astype(jnp.uint8)
+        return jnp.round(to_softsign(x, _MOST)).astype(jnp.int8)
 
     def from_codes(self, codes: Array) -> Array:
         wide = codes.astype(jnp.float32)
-        if self.signed is False:
-            return _fourth_power(wide)
-        return wide / (2 * _MOST - jnp.abs(wide))  # exact for the largest, z / (2 - |z|) is not
+        return _from_unsigned(wide) if self.signed is False else from_softsign(wide, _MOST)
 
 
 def int8(*, signed: bool | None = None) -> Int8:
@@ -66,6 +63,5 @@ def int8(*, signed: bool | None = None) -> Int8:
     return Int8(signed=signed)
 
 
-def _fourth_power(code: Array) -> Array:
-    z = code * (1 / _MOST_UNSIGNED)
-    return jnp.square(jnp.square(z))
+def _from_unsigned(code: Array) -> Array:
+    return from_fourth_root(code, _MOST_UNSIGNED)
