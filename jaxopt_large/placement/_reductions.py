@@ -13,6 +13,7 @@ import jax
 
 from .._compat import like_varying
 from .._errors import message
+from .._parts import ELEMENTWISE
 from .._types import Params, Rule, State, Updates
 from ._same_work import difference_in_work, is_codec, transform_of
 
@@ -23,16 +24,6 @@ _OURS = {
     "MultiSteps": "jl.accumulate",
 }
 
-_ELEMENTWISE_NAMES = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh
-    device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
-    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round
-    rsqrt select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical
-    sign sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
-"""
-ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
 _WHOLE_AFTERWARDS = ("psum", "pmax", "pmin", "all_gather")
 _RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
 

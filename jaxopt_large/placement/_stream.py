@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from .._compat import to_device, to_host
+from .._parts import ByParts, NotByPartsError
+from .._slices import Slices
 from .._types import Params, Rule, State, Updates
 from ._hosted import Hosted, OffloadState
-from ._layered import Layered, NotLayeredError
-from ._slices import Slices
 
 
 def stream(
@@ -115,7 +115,7 @@ class _Stream:
 
     # --- layer by layer -------------------------------------------------------------------------------
 
-    def _layered(self, i: int | None, results: list[int]) -> Layered | None:
+    def _layered(self, i: int | None, results: list[int]) -> ByParts | None:
         """The update of parameter `i` as a function of one layer, where it is to be and can be."""
         if i is None or not self.hosted.layers[i] or _is_explicit(self.gradients[i]):
             return None
@@ -126,11 +126,12 @@ class _Stream:
         if self.values:
             arrays.append(self.count + len(self.stored) + i)
         try:
-            return Layered(self.slices, arrays, results) if shape else None
-        except NotLayeredError:
+            layered = ByParts(self.slices, arrays, results) if shape else None
+        except NotByPartsError:
             return None
+        return layered if layered and all(self.slices.has(k) for k in layered.needs) else None
 
-    def _by_layers(self, layered: Layered, results: list[int], i: int) -> list[Any]:
+    def _by_layers(self, layered: ByParts, results: list[int], i: int) -> list[Any]:
         layered.prepare()
         arrays = {k: self.stored[k - self.count] for k in results if k >= self.count} | {i: self.gradients[i]}
         arrays = {k: x for k, x in arrays.items() if x.shape == self.gradients[i].shape}
@@ -146,7 +147,8 @@ class _Stream:
             parts = {k: jax.lax.dynamic_slice_in_dim(x, index, 1) for k, x in (buffers | read_only).items()}
             parts = {k: to_device(x) if self._on_host(k) else x for k, x in parts.items()}
             # apart from the loop's own work, a layer is rounded as the whole is
-            outs = jax.lax.optimization_barrier(layered.layer(index, jax.lax.optimization_barrier(parts)))
+            starts = (index, *(0,) * (self.gradients[i].ndim - 1))
+            outs = jax.lax.optimization_barrier(layered.at(starts, jax.lax.optimization_barrier(parts)))
             outs = {k: to_host(x) if self._on_host(k) else x for k, x in outs.items()}
 
             def written(k: int, x: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._compat import bind
+from ._compat import bind
 
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 
