@@ -29,11 +29,11 @@ def from_blocks(x: Array, length: int) -> Array:
 
 
 def block_max(x: Array) -> Array:
-    """The maximum over the last axis, NaN if there is one.
+    """The maximum over the last axis, NaN if there is one, of values that are computed on the way.
 
-    Halves of a block first, whose lanes lie side by side, then a reduction over the last few: alone,
-    XLA's reduction over a short last axis takes three times as long on CPU, and a tree to its end would be
-    computed again for every element that its result scales.
+    Halves of a block first, whose lanes lie side by side, then a reduction over the last few: fused with
+    what makes the values, XLA's reduction over a short last axis is scalar code on CPU, and a tree to its
+    end would be computed again for every element that its result scales.
     """
     width = x.shape[-1]
     while width > _LANES and width % 2 == 0:

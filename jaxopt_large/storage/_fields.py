@@ -26,6 +26,7 @@ class Choice(NamedTuple):
     Attributes:
       field: of the state, like "nu".
       path: of the parameter that it belongs to.
+      owner: the number of that parameter; None: it belongs to none.
       shape: of the whole leaf.
       format: None for a leaf that is left as the rule has it; `Float32` for one that is widened to that.
       share: which part of it is here, inside a mapped axis.
@@ -34,6 +35,7 @@ class Choice(NamedTuple):
 
     field: str
     path: str
+    owner: int | None
     shape: tuple[int, ...]
     format: Format | None
     share: Share | None
@@ -64,10 +66,10 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
         shape = tuple(leaf.shape) if share is None else share.shape
         given = formats.get(field)
         if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
-            found.append(Choice(field, path, shape, None, share, "no format is given for it"))
+            found.append(Choice(field, path, owner, shape, None, share, "no format is given for it"))
             continue
         format, reason = _pick(problems, field, path, given, positive or field in NEVER_NEGATIVE)
-        found.append(Choice(field, path, shape, *_if_worth(format, shape, share, reason)))
+        found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, share, reason)))
     problems.raise_if_any()
     return found
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
-from .._axes import Share
 from .._encoded import DECODE, ENCODE, Encoded, scale_order, scale_shape
 from ._blocks import block_max, from_blocks, to_blocks
-from ._random import random_bits
+from ._random import Part, random_bits
 
 _SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
 _SMALLEST_UNSIGNED = 1e-37  # no value of a block that is not 0 decodes to less
@@ -39,20 +38,21 @@ class Format:
         x: Float[Array, "..."],
         key: UInt32[Array, ""] | None = None,
         *,
-        share: Share | None = None,
+        part: Part | None = None,
+        apart: bool = False,
     ) -> Encoded:
         """The array in this format.
 
         Args:
           x: of rank 1 or more.
           key: from which stochastic rounding draws; by default a constant one.
-          share: which part of the whole array it is, inside a mapped axis.
+          part: which part of the whole array it is; it must not divide a block.
+          apart: is x in memory, and not computed on the way? It decides how XLA:CPU finds maxima best.
         """
         key = jnp.uint32(0) if key is None else key
-        order = scale_order(x.shape if share is None else share.shape) if self.blocks else ()
-        where = None if share is None else (share.shape, share.dim)
-        start = jnp.int32(0) if share is None else share.start
-        codes, scales = _encoder(self, order, where)(x, key, start)
+        whole, starts = part or Part(x.shape, (0,) * x.ndim)
+        order = scale_order(whole) if self.blocks else ()
+        codes, scales = _encoder(self, order, whole, apart)(x, key, starts)
         return Encoded(codes, scales, self, str(x.dtype), order)
 
     def decode(self, x: Encoded) -> Float[Array, "..."]:
@@ -91,20 +91,22 @@ class Format:
 
 
 @functools.cache
-def _encoder(format: Format, order: tuple[int, ...], where: Any) -> Callable[..., Any]:
-    """(array, key, start) -> codes and scales: a jit of its own name, for those who read jaxprs."""
+def _encoder(
+    format: Format, order: tuple[int, ...], whole: tuple[int, ...], apart: bool
+) -> Callable[..., Any]:
+    """(array, key, starts) -> codes and scales: a jit of its own name, for those who read jaxprs."""
 
-    def encode(x: Array, key: Array, start: Array) -> tuple[Array, Array | None]:
-        share = None if where is None else Share(where[0], where[1], start)
+    def encode(x: Array, key: Array, starts: tuple[Any, ...]) -> tuple[Array, Array | None]:
         wide = x.astype(jnp.float32)
 
         def bits() -> Array:
-            return random_bits(key, x.shape, share)
+            return random_bits(key, x.shape, Part(whole, starts))
 
         if not format.blocks:
             return format.to_codes(wide, bits), None
         view = to_blocks(wide)
-        largest = block_max(jnp.abs(view))
+        size = jnp.abs(view)
+        largest = jnp.max(size, axis=-1) if apart else block_max(size)
         smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
         # a block with a NaN or an infinity decodes to NaN, all of it
         scale = jnp.where(largest < jnp.inf, jnp.where(largest < smallest, 0.0, largest), jnp.nan)

@@ -4,7 +4,7 @@ The same element of the same leaf gets the same bits at the same step, on every 
 """
 
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,27 @@ from .._bits import mix
 _COLUMN = 0x9E3779B9  # odd, so that columns of a row keep apart
 
 
+class Part(NamedTuple):
+    """Which part of a whole array an array is.
+
+    Attributes:
+      shape: the whole array's.
+      starts: where the part begins along each axis; a single number: it is a run of the flattened array.
+    """
+
+    shape: tuple[int, ...]
+    starts: tuple[Any, ...]
+
+
+def part_of(share: Share | None) -> Part | None:
+    """One device's share, as a part."""
+    if share is None:
+        return None
+    if share.dim is None:
+        return Part(share.shape, (share.start,))
+    return Part(share.shape, tuple(share.start if d == share.dim else 0 for d in range(len(share.shape))))
+
+
 def leaf_key(seed: UInt32[Array, ""], name: str, step: Any) -> UInt32[Array, ""]:
     """What one leaf draws from at one step."""
     named = mix(seed ^ jnp.uint32(zlib.crc32(name.encode())))
@@ -23,7 +44,7 @@ def leaf_key(seed: UInt32[Array, ""], name: str, step: Any) -> UInt32[Array, ""]
 
 
 def random_bits(
-    key: UInt32[Array, ""], shape: tuple[int, ...], share: Share | None = None
+    key: UInt32[Array, ""], shape: tuple[int, ...], part: Part | None = None
 ) -> UInt32[Array, "..."]:
     """32 bits for each element, by its place in the whole array.
 
@@ -31,25 +52,18 @@ def random_bits(
     """
     if not shape:
         return mix(key)
-    if share is None:
-        share = Share(shape, 0, jnp.uint32(0))
-    whole, start = share.shape, share.start.astype(jnp.uint32)
-    if share.dim is None:  # a run of the flattened array
-        place = _iota(shape, 0) + start
+    whole, starts = part or Part(shape, (0,) * len(shape))
+    if len(starts) < len(shape):  # a run of the flattened array
+        place = _iota(shape, 0, starts[0])
         columns = jnp.uint32(whole[-1] if whole else 1)
         row, column = place // columns, place % columns
         return mix(mix(key ^ row) + column * jnp.uint32(_COLUMN))
     last = len(shape) - 1
     row, stride = jnp.zeros((*shape[:-1], 1), jnp.uint32), 1
     for dim in reversed(range(last)):
-        index = _iota((*shape[:-1], 1), dim)
-        if share.dim == dim:
-            index = index + start
-        row = row + index * jnp.uint32(stride % 2**32)
+        row = row + _iota((*shape[:-1], 1), dim, starts[dim]) * jnp.uint32(stride % 2**32)
         stride *= whole[dim]
-    column = _iota(shape, last)
-    if share.dim == last:
-        column = column + start
+    column = _iota(shape, last, starts[last])
     return mix(mix(key ^ row) + column * jnp.uint32(_COLUMN))
 
 
@@ -58,5 +72,6 @@ def uniform(bits: UInt32[Array, "..."]) -> Array:
     return (bits >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
-def _iota(shape: tuple[int, ...], dim: int) -> UInt32[Array, "..."]:
-    return jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+def _iota(shape: tuple[int, ...], dim: int, start: Any) -> UInt32[Array, "..."]:
+    index = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+    return index if isinstance(start, int) and start == 0 else index + jnp.asarray(start, jnp.uint32)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Int8, UInt32
 
-from .._axes import Share
 from .._encoded import DECODE, ENCODE
-from ._random import random_bits
+from ._random import Part, random_bits
 from .bfloat16 import round_stochastically
 
 _LOWER = 16  # bits of a float32 that a bfloat16 has not
@@ -112,11 +111,11 @@ def read(format: ParameterFormat, p: Array, residual: Any) -> Float32[Array, "..
 
 
 def write(
-    format: ParameterFormat, p: Array, value: Array, key: UInt32[Array, ""], share: Share | None
+    format: ParameterFormat, p: Array, value: Array, key: UInt32[Array, ""], part: Part | None = None
 ) -> tuple[Float32[Array, "..."], Any]:
     """`format.write` with the bits that a leaf draws from `key`, as a jit of its own name."""
-    where = None if share is None else (share.shape, share.dim)
-    return _writer(format, where)(p, value, key, jnp.int32(0) if share is None else share.start)
+    whole, starts = part or Part(p.shape, (0,) * p.ndim)
+    return _writer(format, whole)(p, value, key, starts)
 
 
 @functools.cache
@@ -129,10 +128,9 @@ def _reader(format: ParameterFormat) -> Callable[..., Any]:
 
 
 @functools.cache
-def _writer(format: ParameterFormat, where: Any) -> Callable[..., Any]:
-    def encode(p: Array, value: Array, key: Array, start: Array) -> tuple[Array, Any]:
-        share = None if where is None else Share(where[0], where[1], start)
-        return format.write(p, value, random_bits(key, p.shape, share))
+def _writer(format: ParameterFormat, whole: tuple[int, ...]) -> Callable[..., Any]:
+    def encode(p: Array, value: Array, key: Array, starts: tuple[Any, ...]) -> tuple[Array, Any]:
+        return format.write(p, value, random_bits(key, p.shape, Part(whole, starts)))
 
     encode.__name__ = encode.__qualname__ = f"{ENCODE}_{format.name}"
     return jax.jit(encode)

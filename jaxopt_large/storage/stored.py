@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from .._axes import share_of, surrounded_by
-from .._encoded import Encoded, is_encoded
+from .._axes import surrounded_by
+from .._encoded import is_encoded
 from .._errors import Problems, message
 from .._numerics import safe_increment
 from .._paths import listed, path_string
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._fields import Choice, choose, place
+from ._by_parts import helps, update_by_parts
+from ._codec import Codec
+from ._fields import Choice, choose
 from ._format import Format
-from ._random import leaf_key
+from ._random import leaf_key, part_of
 from .float32 import Float32
-from .parameters import ParameterFormat, read, write
+from .parameters import ParameterFormat
 
 
 @jax.tree_util.register_static
@@ -55,7 +57,8 @@ def stored(
     Fields are named as in the rule's state, optax's included: `mu`, `nu`, `trace`, `v_row` ... Each step
     decodes them, runs the rule, and encodes what it returns. A format is the same on every mesh and in
     every mode: blocks follow the whole array, and random rounding is a hash of seed, parameter, step
-    and place.
+    and place. (On one CPU device a compiled update takes large leaves part by part, so that no decoded
+    copy of them exists; XLA rounds a sum of products differently there, in the last bit of a float32.)
 
     Instead of a format, a mapping from globs over parameter paths to formats; the first match wins:
 
@@ -115,24 +118,23 @@ def stored(
                 message("stored", "params are needed, got None", do="Call update(grads, state, params)")
             )
         step = safe_increment(state.step)
-        nodes, treedef = jax.tree.flatten(state.inner, is_leaf=is_encoded)
-        inner = treedef.unflatten([x.format.decode(x) if is_encoded(x) else x for x in nodes])
-        writer = None if kept is None else _Writer(kept, updates, state, params, step)
-        with surrounded_by("stored"):
-            if writer is None:
-                changes, new = rule.update(updates, inner, params, **extra)
-            else:
-                changes, new = rule.update(writer.gradients, inner, writer.values, **extra)
-        residuals = state.residuals
-        if writer is not None:
-            changes, residuals = writer.written(changes)
-        keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state.inner, is_leaf=is_encoded)[0]]
-        encoded = [
-            _encode_again(old, x, path, keys, state.seed, step)
-            for old, x, path in zip(nodes, treedef.flatten_up_to(new), paths, strict=True)
-        ]
-        return changes, StoredState(step, state.seed, residuals, treedef.unflatten(encoded), state.plan)
+
+        def whole(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
+            codec = Codec(kept, state.plan.choices, state.seed, step, updates)
+            with surrounded_by("stored"):
+                return _update(codec, rule, updates, state, params, extra)
+
+        def by_parts(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
+            codec = Codec(kept, state.plan.choices, state.seed, step, updates)
+            with surrounded_by("stored"):
+                return update_by_parts(codec, rule, updates, state.inner, state.residuals, params, extra)
+
+        if helps(updates, params):
+            made = jax.lax.platform_dependent(updates, state, params, cpu=by_parts, default=whole)
+        else:
+            made = whole(updates, state, params)
+        changes, inner, residuals = made
+        return changes, StoredState(step, state.seed, residuals, inner, state.plan)
 
     return make_rule(init, update)
 
@@ -180,6 +182,38 @@ def _warn_of_low_precision(params: Params, kept: ParameterFormat | None) -> None
         )
 
 
+def _update(
+    codec: Codec,
+    rule: Rule,
+    updates: Updates,
+    state: StoredState,
+    params: Params | None,
+    extra: dict[str, Any],
+) -> tuple[Updates, State, Any]:
+    """The updates, the new inner state and the new residuals."""
+    nodes, inner = jax.tree.flatten(state.inner, is_leaf=is_encoded)
+    decoded = inner.unflatten([codec.decode(x) for x in nodes])
+    if not codec.special:
+        changes, new = rule.update(updates, decoded, params, **extra)
+        residuals = None
+    else:
+        kept, treedef = jax.tree.flatten(params)
+        old = treedef.flatten_up_to(state.residuals)
+        values = [codec.read(p, r) for p, r in zip(kept, old, strict=True)]
+        gradients = jax.tree.map(codec.widen, updates, params)
+        changes, new = rule.update(gradients, decoded, treedef.unflatten(values), **extra)
+        made = [
+            codec.write(i, p, value + u) if codec.keeps(p) else (u, None)
+            for i, (p, value, u) in enumerate(zip(kept, values, treedef.flatten_up_to(changes), strict=True))
+        ]
+        changes, residuals = (treedef.unflatten([pair[k] for pair in made]) for k in (0, 1))
+    encoded = [
+        codec.encode(j, old, x)
+        for j, (old, x) in enumerate(zip(nodes, inner.flatten_up_to(new), strict=True))
+    ]
+    return changes, inner.unflatten(encoded), residuals
+
+
 # --- fields -------------------------------------------------------------------------------------------
 
 
@@ -189,19 +223,8 @@ def _encode(choice: Choice, x: Array, seed: Array, step: Array) -> Any:
     if isinstance(choice.format, Float32):
         return x.astype(jnp.float32) if _is_low(x) else x
     key = leaf_key(seed, f"{choice.field}/{choice.path}", step)
-    encoded = choice.format.encode(x, key, share=choice.share)
+    encoded = choice.format.encode(x, key, part=part_of(choice.share))
     return dataclasses.replace(encoded, dtype="float32") if _is_low(x) else encoded
-
-
-def _encode_again(old: Any, x: Any, path: tuple[Any, ...], keys: list[Any], seed: Array, step: Array) -> Any:
-    """`x` in the format of what it replaces."""
-    if not is_encoded(old):
-        return x.astype(old.dtype) if hasattr(old, "dtype") and x.dtype != old.dtype else x
-    field, owner = place(path, keys)
-    share = None if owner is None else share_of(keys[owner])
-    name = f"{field}/{'' if owner is None else path_string(keys[owner])}"
-    encoded: Encoded = old.format.encode(x.astype(old.dtype), leaf_key(seed, name, step), share=share)
-    return encoded
 
 
 # --- parameters ---------------------------------------------------------------------------------------
@@ -213,37 +236,3 @@ def _widened(p: Array) -> Array:
 
 def _residual(kept: ParameterFormat, p: Array) -> Any:
     return kept.residual(p) if p.dtype == jnp.bfloat16 else None
-
-
-class _Writer:
-    """Reads parameters as the rule is to see them, and writes what it makes of them."""
-
-    def __init__(
-        self, kept: ParameterFormat, updates: Updates, state: StoredState, params: Params, step: Array
-    ):
-        self._kept, self._seed, self._step = kept, state.seed, step
-        paths, self._treedef = jax.tree_util.tree_flatten_with_path(params)
-        self._paths, self._params = [k for k, _ in paths], [p for _, p in paths]
-        self._residuals = self._treedef.flatten_up_to(state.residuals)
-        self._values = [
-            read(kept, p, r) if p.dtype == jnp.bfloat16 else p
-            for p, r in zip(self._params, self._residuals, strict=True)
-        ]
-        self.values = self._treedef.unflatten(self._values)
-        self.gradients = jax.tree.map(
-            lambda g, p: g.astype(jnp.float32) if p.dtype == jnp.bfloat16 else g, updates, params
-        )
-
-    def written(self, changes: Updates) -> tuple[Updates, Any]:
-        """The updates to apply, and the new residuals."""
-        steps, residuals = [], []
-        for key, p, value, u in zip(
-            self._paths, self._params, self._values, self._treedef.flatten_up_to(changes), strict=True
-        ):
-            residual = None
-            if p.dtype == jnp.bfloat16:
-                draw = leaf_key(self._seed, f"params/{path_string(key)}", self._step)
-                u, residual = write(self._kept, p, value + u, draw, share_of(key))
-            steps.append(u)
-            residuals.append(residual)
-        return self._treedef.unflatten(steps), self._treedef.unflatten(residuals)

@@ -1,0 +1,93 @@
+"""Parts of arrays, encoded or not, that a loop takes out and puts back; blocks stay whole."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._encoded import BLOCK, Encoded, blocks_of, is_encoded
+
+
+class Region(NamedTuple):
+    """A box of an array that parts of one shape fill, cut along `axis` and all axes before it."""
+
+    whole: tuple[int, ...]
+    shape: tuple[int, ...]
+    axis: int
+    offset: int  # where it begins along the axis
+    along: int  # parts along the axis
+
+    @property
+    def rounds(self) -> int:
+        return math.prod(self.whole[: self.axis]) * self.along
+
+    def starts(self, n: Any) -> tuple[Any, ...]:
+        """Where the n-th part begins."""
+        zero = jnp.zeros((), jnp.int32)
+        found = [zero] * len(self.whole)
+        found[self.axis] = self.offset + n % self.along * self.shape[self.axis]
+        n = n // self.along
+        for axis in reversed(range(self.axis)):
+            found[axis] = n % self.whole[axis]
+            n = n // self.whole[axis]
+        return tuple(found)
+
+
+def regions(shape: tuple[int, ...], most: int) -> list[Region]:
+    """Boxes that fill an array with parts of up to `most` elements; two where its axis does not divide."""
+    below = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    axis = next(axis for axis, size in enumerate(below) if size <= most)
+    unit = BLOCK if axis == len(shape) - 1 else 1
+    length = min(shape[axis], max(1, most // below[axis] // unit) * unit)
+    divisors = (n for n in range(length, length // 2, -unit) if shape[axis] % n == 0)
+    length = next(divisors, length)
+    sizes = [(0, length, shape[axis] // length)]
+    if rest := shape[axis] % length:
+        sizes.append((shape[axis] - rest, rest, 1))
+    return [
+        Region(shape, (1,) * axis + (size,) + shape[axis + 1 :], axis, offset, along)
+        for offset, size, along in sizes
+    ]
+
+
+def _scales_at(x: Encoded, starts: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    where, lengths = (*starts[:-1], starts[-1] // BLOCK), (*shape[:-1], blocks_of(shape[-1]))
+    return tuple(where[axis] for axis in x.order), tuple(lengths[axis] for axis in x.order)
+
+
+def part(x: Any, starts: Any, shape: tuple[int, ...]) -> Any:
+    """A part of an array, encoded or not."""
+    if x is None:
+        return None
+    if is_encoded(x):
+        codes, scales = part(x.codes, starts, shape), x.scales
+        if scales is not None:
+            scales = jax.lax.dynamic_slice(scales, *_scales_at(x, starts, shape))
+        return Encoded(codes, scales, x.format, x.dtype, x.order)
+    return _as(x.dtype, jax.lax.dynamic_slice(_words(x), starts, shape))
+
+
+def with_part(x: Any, starts: Any, new: Any) -> Any:
+    """An array with a part of it replaced."""
+    if x is None:
+        return None
+    if is_encoded(x):
+        codes, scales = with_part(x.codes, starts, new.codes), x.scales
+        if scales is not None:
+            at = _scales_at(x, starts, new.codes.shape)[0]
+            scales = jax.lax.dynamic_update_slice(scales, new.scales, at)
+        return Encoded(codes, scales, x.format, x.dtype, x.order)
+    return _as(x.dtype, jax.lax.dynamic_update_slice(_words(x), _words(new), starts))
+
+
+def _words(x: Array) -> Array:
+    """An array of narrow floats as integers: XLA:CPU would slice a float32 copy, made before the loop."""
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
+        return jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint8)
+    return x
+
+
+def _as(dtype: Any, x: Array) -> Array:
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
