@@ -19,9 +19,9 @@ from ._codec import Codec
 from ._random import Part
 from ._regions import Region, part, regions, with_part
 
-_MOST = 2**19  # elements of a part: with all that is made of them they stay in a CPU's cache
+_MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
 _FEWEST = 2**15  # below it, rounds cost more than they save
-_SHARE = 16  # parts of a leaf: what is made of one of them is a fraction of the leaf
+_SHARE = 32  # parts of a leaf: what is made of one of them is a fraction of the leaf
 
 
 def helps(updates: Updates, params: Params | None) -> bool:
@@ -175,7 +175,9 @@ class _Update:
         """
         g, p, kept = self.gradients[i], self.params[i], self.kept(i)
         out = self.slices.type_of(i)
-        update = g if g.dtype == out.dtype else jnp.zeros(out.shape, out.dtype)
+        in_place = g.dtype == out.dtype
+        # no copy of the gradient before the loop begins: it would be one of all leaves at once
+        update = jnp.where(began == 0, g, 0) if in_place else jnp.full(out.shape, began, out.dtype)
         fields = {k: self.nodes[k - self.count] for k in self._fields(i)}
         value = self.count + len(self.nodes) + i
 
@@ -183,7 +185,7 @@ class _Update:
             """What a part becomes, its fields not yet encoded."""
             parts = {k: self.codec.decode(part(x, starts, shape)) for k, x in leaf.fields.items()}
             before = part(p, starts, shape) if self.has_params else None
-            gradient = part(leaf.update if update is g else g, starts, shape)
+            gradient = part(leaf.update if in_place else g, starts, shape)
             parts[i] = gradient if before is None else self.codec.widen(gradient, before)
             if before is not None:
                 parts[value] = self.codec.read(before, part(leaf.residual, starts, shape))
