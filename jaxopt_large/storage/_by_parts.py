@@ -18,6 +18,7 @@ from .._types import Params, Rule, State, Updates
 from ._codec import Codec
 from ._random import Part
 from ._regions import Region, part, regions, with_part
+from ._words import from_words, pack, to_words, unpack
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
 _FEWEST = 2**15  # below it, rounds cost more than they save
@@ -59,8 +60,44 @@ class _Leaf(NamedTuple):
     """What the loop over one parameter writes in place, or a part of it."""
 
     fields: dict[int, Any]  # of the state, by number
-    update: Any  # the gradient until it is overwritten, where dtypes allow
+    update: Any
     residual: Any
+
+
+class _Work(NamedTuple):
+    """The array in which an update is written, which holds what it is made of until then.
+
+    So it needs no memory besides: it takes the place of the gradient, or of gradient and parameter where
+    both have 16 bits and it has 32. Nothing is moved there before the loop begins: XLA would move all
+    leaves at once.
+    """
+
+    gradient: Any
+    parameter: Any  # or None
+    out: Any  # shape and dtype of the update
+
+    @property
+    def _packed(self) -> bool:
+        wide, narrow = self.out.dtype == jnp.float32, self.gradient.dtype.itemsize == 2
+        return wide and narrow and self.parameter is not None and self.parameter.dtype.itemsize == 2
+
+    def begun(self, began: Any) -> Any:
+        """The array; `began` is 0."""
+        if self._packed:
+            return jnp.where(began == 0, pack(self.parameter, self.gradient), 0)
+        if self.gradient.dtype == self.out.dtype:
+            return to_words(jnp.where(began == 0, self.gradient, 0))
+        return to_words(jnp.full(self.out.shape, began, self.out.dtype))
+
+    def read(self, held: Any, starts: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """A part of the gradient, and of the parameter."""
+        if self._packed:
+            p, g = unpack(part(held, starts, shape), self.parameter.dtype, self.gradient.dtype)
+            return g, p
+        p = from_words(part(to_words(self.parameter), starts, shape), self.parameter)
+        if self.gradient.dtype == self.out.dtype:
+            return from_words(part(held, starts, shape), self.gradient), p
+        return from_words(part(to_words(self.gradient), starts, shape), self.gradient), p
 
 
 class _Update:
@@ -173,38 +210,35 @@ class _Update:
           loop: its update.
           began: 0, and known when the loop may begin: one loop after another needs the memory of one.
         """
-        g, p, kept = self.gradients[i], self.params[i], self.kept(i)
-        out = self.slices.type_of(i)
-        in_place = g.dtype == out.dtype
-        # no copy of the gradient before the loop begins: it would be one of all leaves at once
-        update = jnp.where(began == 0, g, 0) if in_place else jnp.full(out.shape, began, out.dtype)
-        fields = {k: self.nodes[k - self.count] for k in self._fields(i)}
-        value = self.count + len(self.nodes) + i
+        work, old = _Work(self.gradients[i], self.params[i], self.slices.type_of(i)), self.residuals[i]
+        nodes = {k: self.nodes[k - self.count] for k in self._fields(i)}
+        value, shape = self.count + len(self.nodes) + i, self.gradients[i].shape
 
-        def computed(leaf: _Leaf, starts: Any, shape: tuple[int, ...]) -> _Leaf:
+        def computed(leaf: _Leaf, starts: Any, size: tuple[int, ...]) -> _Leaf:
             """What a part becomes, its fields not yet encoded."""
-            parts = {k: self.codec.decode(part(x, starts, shape)) for k, x in leaf.fields.items()}
-            before = part(p, starts, shape) if self.has_params else None
-            gradient = part(leaf.update if in_place else g, starts, shape)
-            parts[i] = gradient if before is None else self.codec.widen(gradient, before)
-            if before is not None:
-                parts[value] = self.codec.read(before, part(leaf.residual, starts, shape))
+            fields = {k: from_words(part(x, starts, size), nodes[k]) for k, x in leaf.fields.items()}
+            parts = {k: self.codec.decode(x) for k, x in fields.items()}
+            parts[i], p = work.read(leaf.update, starts, size)
+            if p is not None:
+                parts[i] = self.codec.widen(parts[i], p)
+                parts[value] = self.codec.read(p, part(leaf.residual, starts, size))
             results = loop.at(starts, parts)
             step, residual = results.pop(i), None
-            if kept:
-                step, residual = self.codec.write(i, before, parts[value] + step, Part(g.shape, starts))
-            return _Leaf(results, step, residual)
+            if self.kept(i):
+                step, residual = self.codec.write(i, p, parts[value] + step, Part(shape, starts))
+            return _Leaf(results, to_words(step), residual)
 
         def written(leaf: _Leaf, starts: Any, made: _Leaf) -> _Leaf:
-            fields, place = dict(leaf.fields), Part(g.shape, starts)
-            for k, x in fields.items():
-                new = self.codec.encode(k - self.count, x, made.fields[k], place, apart=True)
-                fields[k] = with_part(x, starts, new)
+            fields = {}
+            for k, x in leaf.fields.items():
+                place = Part(shape, starts)
+                new = self.codec.encode(k - self.count, nodes[k], made.fields[k], place, apart=True)
+                fields[k] = with_part(x, starts, to_words(new))
             update = with_part(leaf.update, starts, made.update)
             return _Leaf(fields, update, with_part(leaf.residual, starts, made.residual))
 
-        leaf = _Leaf(fields, update, self.residuals[i])
-        for region in regions(g.shape, _most(g.shape)):
+        leaf = _Leaf({k: to_words(x) for k, x in nodes.items()}, work.begun(began), old)
+        for region in regions(shape, _most(shape)):
 
             def going(carry: Any, region: Region = region) -> Any:
                 return carry[2] < region.rounds
@@ -219,7 +253,8 @@ class _Update:
             made = computed(leaf, first, region.shape)
             leaf, _, n = jax.lax.while_loop(going, one, (leaf, made, began))
             began = n // (region.rounds + 1)
-        return leaf, began
+        fields = {k: from_words(x, nodes[k]) for k, x in leaf.fields.items()}
+        return _Leaf(fields, from_words(leaf.update, self.slices.type_of(i)), leaf.residual), began
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from .._encoded import BLOCK, Encoded, blocks_of, is_encoded
 
@@ -59,35 +58,20 @@ def _scales_at(x: Encoded, starts: Any, shape: tuple[int, ...]) -> tuple[Any, An
 
 def part(x: Any, starts: Any, shape: tuple[int, ...]) -> Any:
     """A part of an array, encoded or not."""
-    if x is None:
-        return None
-    if is_encoded(x):
-        codes, scales = part(x.codes, starts, shape), x.scales
-        if scales is not None:
-            scales = jax.lax.dynamic_slice(scales, *_scales_at(x, starts, shape))
-        return Encoded(codes, scales, x.format, x.dtype, x.order)
-    return _as(x.dtype, jax.lax.dynamic_slice(_words(x), starts, shape))
+    if not is_encoded(x):
+        return None if x is None else jax.lax.dynamic_slice(x, starts, shape)
+    codes, scales = part(x.codes, starts, shape), x.scales
+    if scales is not None:
+        scales = jax.lax.dynamic_slice(scales, *_scales_at(x, starts, shape))
+    return Encoded(codes, scales, x.format, x.dtype, x.order)
 
 
 def with_part(x: Any, starts: Any, new: Any) -> Any:
     """An array with a part of it replaced."""
-    if x is None:
-        return None
-    if is_encoded(x):
-        codes, scales = with_part(x.codes, starts, new.codes), x.scales
-        if scales is not None:
-            at = _scales_at(x, starts, new.codes.shape)[0]
-            scales = jax.lax.dynamic_update_slice(scales, new.scales, at)
-        return Encoded(codes, scales, x.format, x.dtype, x.order)
-    return _as(x.dtype, jax.lax.dynamic_update_slice(_words(x), _words(new), starts))
-
-
-def _words(x: Array) -> Array:
-    """An array of narrow floats as integers: XLA:CPU would slice a float32 copy, made before the loop."""
-    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
-        return jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint8)
-    return x
-
-
-def _as(dtype: Any, x: Array) -> Array:
-    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+    if not is_encoded(x):
+        return None if x is None else jax.lax.dynamic_update_slice(x, new, starts)
+    codes, scales = with_part(x.codes, starts, new.codes), x.scales
+    if scales is not None:
+        at = _scales_at(x, starts, new.codes.shape)[0]
+        scales = jax.lax.dynamic_update_slice(scales, new.scales, at)
+    return Encoded(codes, scales, x.format, x.dtype, x.order)
