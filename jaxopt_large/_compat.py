@@ -17,6 +17,13 @@ def reshard(x: Any, sharding: Any) -> Any:
     return _reshard(x, sharding)
 
 
+def constrained(x: Any, sharding: Any) -> Any:
+    """`x` with a sharding, whether the axes of its mesh are Auto or Explicit."""
+    if AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ()):
+        return reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
 def make_mesh(shape: tuple[int, ...], names: tuple[str, ...], *, devices: Any = None) -> jax.sharding.Mesh:
     """A mesh with Auto axes (JAX >= 0.9 makes Explicit ones unless told)."""
     return jax.make_mesh(shape, names, devices=devices, axis_types=(AxisType.Auto,) * len(names))
@@ -34,15 +41,22 @@ def auto_axes(function: Callable[..., Any], mesh: Any, out_specs: Any) -> Callab
 
     Args:
       function: of arrays only; shardings inside it are those of `current_mesh()`.
-      mesh: the concrete mesh.
+      mesh: concrete or abstract.
       out_specs: a tree of specs like the function's result.
     """
 
     def call(*args: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
             return jax.sharding.auto_axes(function, axes=mesh.axis_names, out_sharding=out_specs)(*args)
 
     return call
+
+
+def explicit_sharding(x: Any) -> Any:
+    """The sharding in an array's type where its mesh has Explicit axes; None elsewhere."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    axes = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if AxisType.Explicit in axes else None
 
 
 def all_gather_invariant(x: Any, axis_name: str, *, axis: int) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from ._compat import like_varying
+from ._compat import constrained, like_varying
 from ._errors import message
 from ._numerics import accumulation_dtype
 from ._types import Params, Scalar, Updates
@@ -119,17 +119,16 @@ def mean_gradient(
     if steps == 1:
         return gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
 
-    def placed(total: Updates) -> Updates:
-        if shardings is None:
-            return total
-        return jax.tree.map(jax.lax.with_sharding_constraint, total, shardings)
+    def placed(tree: Updates) -> Updates:
+        return tree if shardings is None else jax.tree.map(constrained, tree, shardings)
 
     def add(carry: Any, micro: Any) -> tuple[Any, None]:
         total, weights = carry
         own = jnp.float32(1.0) if weight is None else jnp.asarray(weight(micro), jnp.float32)
-        new = gradient(params, micro)
+        loss, grads = gradient(params, micro)
+        new = loss, placed(grads)
         total = jax.tree.map(lambda t, x: t + x.astype(t.dtype) * own.astype(t.dtype), total, new)
-        return ((total[0], placed(total[1])), weights + own), None
+        return (total, weights + own), None
 
     def zeros(p: Any) -> Array:
         return like_varying(jnp.zeros(p.shape, accumulation_dtype(p.dtype)), p)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
@@ -220,6 +220,24 @@ def test_micro_batched_gradients_are_those_of_the_batch(mode, names):
     np.testing.assert_allclose(float(value), float(want_value), rtol=1e-6)
     _close(grads, want, rtol=2e-5)
     _close(jax.jit(jl.microbatched_grad(loss, 4, mode=mode, **options))(params, x), want, rtol=2e-5)
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data")], ids=str)
+def test_micro_batched_gradients_among_explicit_axes(spec):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    r = np.random.default_rng(0)
+    w, x = (jnp.asarray(r.normal(size=size), jnp.float32) for size in ((16, 24), (64, 16)))
+
+    def loss(w, x):
+        return jnp.mean(jnp.square(jnp.tanh(x @ w)))
+
+    want = jax.grad(loss)(w, x)
+    with jax.set_mesh(mesh):
+        w = jax.device_put(w, NamedSharding(mesh, P()))
+        x = jax.device_put(x, NamedSharding(mesh, P("data", None)))
+        got = jax.jit(jl.microbatched_grad(loss, 4, shardings=NamedSharding(mesh, spec)))(w, x)
+    assert got.sharding.spec == spec
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-8)
 
 
 def test_micro_batches_weighed_by_tokens():

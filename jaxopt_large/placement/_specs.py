@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from .._encoded import BLOCK, Encoded, is_encoded
+from .._encoded import Encoded, is_encoded
 from .._errors import Problems
 from .._paths import first_match, listed, params_on, path_string
 from .._types import Params, State
@@ -79,8 +79,10 @@ def infer_specs(
             found.append(Followed(respelled(given[glob], leaf.ndim), follows, f"given for {glob!r}"))
         elif index in scales:
             codes, node = scales[index]
-            spec = _scale_spec(node, found[codes].spec, mesh)
-            found.append(Followed(spec, None, "like the codes that it scales", derived=True))
+            _, spec = node.format.spec(node.codes.shape, found[codes].spec, mesh)
+            found.append(
+                Followed(respelled(spec, leaf.ndim), None, "like the codes that it scales", derived=True)
+            )
         elif leaf.size <= 1:
             found.append(Followed(PartitionSpec(), follows, "one element"))
         elif follows is not None:
@@ -181,15 +183,6 @@ def scales_in(state: State) -> dict[int, tuple[int, Encoded]]:
             found[index + 1] = (index, node)
         index += leaves
     return found
-
-
-def _scale_spec(node: Encoded, spec: PartitionSpec, mesh: Any) -> PartitionSpec:
-    """Along leading axes like the codes; along the last one only where no block is divided."""
-    rank = len(node.codes.shape)
-    parts = [entry(spec, dim) for dim in range(rank)]
-    if node.codes.shape[-1] % (BLOCK * _parts(spec, rank - 1, mesh)):
-        parts[-1] = ()
-    return normal_spec([parts[axis] for axis in node.order])
 
 
 # --- by path and shape --------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
-from .._compat import to_device, to_host
+from .._compat import explicit_sharding, to_device, to_host
 from .._parts import ByParts, NotByPartsError
 from .._slices import Slices
 from .._types import Params, Rule, State, Updates
@@ -117,7 +116,9 @@ class _Stream:
 
     def _layered(self, i: int | None, results: list[int]) -> ByParts | None:
         """The update of parameter `i` as a function of one layer, where it is to be and can be."""
-        if i is None or not self.hosted.layers[i] or _is_explicit(self.gradients[i]):
+        if i is None or not self.hosted.layers[i]:
+            return None
+        if explicit_sharding(self.gradients[i]) is not None:  # slices along a loop's index have no rule
             return None
         shape = self.gradients[i].shape
         if 0 in shape:
@@ -163,12 +164,6 @@ class _Stream:
     def _empty(self, k: int) -> Any:
         kind = self.slices.type_of(k)
         return jnp.zeros(kind.shape, kind.dtype)
-
-
-def _is_explicit(x: Any) -> bool:
-    """Has its type a mesh with Explicit axes? Slices along a loop's index have no rule for them."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    return AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ())
 
 
 def _after(x: Any, token: list[Any]) -> Any:

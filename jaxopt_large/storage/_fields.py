@@ -68,7 +68,8 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
         if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
             found.append(Choice(field, path, owner, shape, None, share, "no format is given for it"))
             continue
-        format, reason = _pick(problems, field, path, given, positive or field in NEVER_NEGATIVE)
+        positive = True if field in NEVER_NEGATIVE else positive
+        format, reason = _pick(problems, field, path, given, positive)
         found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, share, reason)))
     problems.raise_if_any()
     return found
@@ -87,7 +88,7 @@ def _ends(path: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
 
 
 def _pick(
-    problems: Problems, field: str, path: str, given: Format | Mapping[str, Format], positive: bool
+    problems: Problems, field: str, path: str, given: Format | Mapping[str, Format], positive: bool | None
 ) -> tuple[Format, str]:
     if isinstance(given, Mapping):
         glob = first_match(list(given), path)
@@ -101,7 +102,9 @@ def _pick(
         format, reason = given, "given"
     if format.signed is None:
         format = format.of_sign(not positive)
-    return format, reason if not positive else f"{reason}; never negative"
+        if positive is None:
+            reason += "; signs unknown, as update takes more arguments: both assumed, signed=False if not"
+    return format, f"{reason}; never negative" if positive else reason
 
 
 def _if_worth(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
-from .._encoded import DECODE, ENCODE, Encoded, scale_order, scale_shape
+from .._compat import auto_axes, explicit_sharding
+from .._encoded import BLOCK, DECODE, ENCODE, Encoded, scale_order, scale_shape
 from ._blocks import block_max, from_blocks, to_blocks
 from ._random import Part, random_bits
 
@@ -52,18 +53,37 @@ class Format:
         key = jnp.uint32(0) if key is None else key
         whole, starts = part or Part(x.shape, (0,) * x.ndim)
         order = scale_order(whole) if self.blocks else ()
-        codes, scales = _encoder(self, order, whole, apart)(x, key, starts)
+        run = self._placed(_encoder(self, order, whole, apart), x, lambda specs: specs)
+        codes, scales = run(x, key, starts)
         return Encoded(codes, scales, self, str(x.dtype), order)
 
     def decode(self, x: Encoded) -> Float[Array, "..."]:
         """The array that `encode` was given, but for its rounding."""
-        return _decoder(self, x.dtype, x.order)(x.codes, x.scales)
+        run = self._placed(_decoder(self, x.dtype, x.order), x.codes, lambda specs: specs[0])
+        return run(x.codes, x.scales)
 
-    def spec(self, shape: tuple[int, ...], spec: PartitionSpec) -> tuple[PartitionSpec, PartitionSpec | None]:
-        """The specs of codes and scales of a parameter with `spec`; blocks must not be divided."""
+    def _placed(self, run: Callable[..., Any], x: Array, out: Callable[[Any], Any]) -> Callable[..., Any]:
+        """`run`, among Explicit axes that divide blocks of `x`: its reshapes have no rule for types."""
+        sharding = explicit_sharding(x)
+        if sharding is None or not self.blocks or not x.ndim:
+            return run
+        last = sharding.spec[x.ndim - 1] if len(sharding.spec) == x.ndim else None
+        if not _divides_blocks(x.shape, last, sharding.mesh):
+            return run
+        return auto_axes(run, sharding.mesh, out(self.spec(x.shape, sharding.spec, sharding.mesh)))
+
+    def spec(
+        self, shape: tuple[int, ...], spec: PartitionSpec, mesh: Any
+    ) -> tuple[PartitionSpec, PartitionSpec | None]:
+        """The specs of the codes and the scales of an array with a shape and a spec on a mesh.
+
+        Scales are divided like the codes; along the last axis only where no block is.
+        """
         if not self.blocks:
             return spec, None
         parts = [*spec, *[None] * (len(shape) - len(spec))]
+        if _divides_blocks(shape, parts[-1], mesh):
+            parts[-1] = None
         return spec, PartitionSpec(*(parts[axis] for axis in scale_order(shape)))
 
     def bytes(self, shape: tuple[int, ...]) -> int:
@@ -88,6 +108,13 @@ class Format:
     def from_codes(self, codes: Array) -> Array:
         """Float32 values, in units of the scale where there are blocks."""
         raise NotImplementedError
+
+
+def _divides_blocks(shape: tuple[int, ...], last: Any, mesh: Any) -> bool:
+    """Does `last`, an entry of a spec, divide blocks of the last axis?"""
+    names = () if last is None else (last,) if isinstance(last, str) else tuple(last)
+    count = math.prod(mesh.shape[name] for name in names)
+    return count > 1 and shape[-1] % (BLOCK * count) != 0
 
 
 @functools.cache

@@ -41,8 +41,8 @@ _ALWAYS = {"square", "abs", "exp", "exp2", "rsqrt", "logistic", "is_finite", "io
 _CALLS = ("jaxpr", "call_jaxpr")
 
 
-def never_negative(rule: Rule, params: Params, state: State) -> list[bool]:
-    """For each leaf of the state: if it starts at 0 or above, does it stay there?
+def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:
+    """For each leaf of the state: if it starts at 0 or above, does it stay there? None: nothing can tell.
 
     The update is traced once. A result is non-negative if it is a sum, product, square, root or maximum
     of such things; scalars (decay rates, corrections) are taken to be.
@@ -55,11 +55,11 @@ def never_negative(rule: Rule, params: Params, state: State) -> list[bool]:
     leaves = jax.tree.leaves(state)
     try:
         closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
-    except Exception:  # it takes arguments that only the step has: names must do
-        return [False] * len(leaves)
+    except Exception:  # it takes arguments that only the step has
+        return [None] * len(leaves)
     count = len(jax.tree.leaves(params))
     ranks = [x.ndim for x in leaves]
-    found = []
+    found: list[bool | None] = []
     for k in range(len(leaves)):
         known = [False] * count + [i == k or not ranks[i] for i in range(len(leaves))] + [False] * count
         found.append(_outputs(closed.jaxpr, closed.consts, known)[k])

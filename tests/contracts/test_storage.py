@@ -1,5 +1,7 @@
 """Storage: any rule, unbiased, at any scale of the gradient, the same on every mesh."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,30 @@ def test_signs_are_found_from_the_rule():
         factored = jl.stored(optax.adafactor(1e-2, min_dim_size_to_factor=8192), v=jl.int8()).init(params)
     assert [x.codes.dtype.name for x in _encoded(adan)] == ["int8", "int8", "uint8"]
     assert [x.codes.dtype.name for x in _encoded(factored)] == ["uint8"]
+
+
+def test_signs_that_nothing_can_tell_are_said_to_be_assumed():
+    class State(NamedTuple):
+        v: dict
+        nu: dict
+
+    def update(updates, state, params=None, *, value):
+        del params
+        v = jax.tree.map(lambda v, g: 0.9 * v + value * jnp.square(g), state.v, updates)
+        return updates, State(v, state.nu)
+
+    def zeros(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    needy = optax.GradientTransformationExtraArgs(lambda params: State(zeros(params), zeros(params)), update)
+    params = {"w": jnp.ones((32, 256))}
+    rule = jl.stored(needy, v=jl.int8(), nu=jl.int8())
+    v, nu = _encoded(rule.init(params))
+    assert (v.format.signed, nu.format.signed) == (True, False)  # of `nu` the name tells
+    table = str(jl.explain(rule, params))
+    assert table.count("signs unknown, as update takes more arguments") == 1
+    (v, _) = _encoded(jl.stored(needy, v=jl.int8(signed=False), nu=jl.int8()).init(params))
+    assert v.format.signed is False
 
 
 def test_globs_and_what_stays_float32():
@@ -347,6 +373,31 @@ def test_the_same_bits_among_explicit_axes(on_one):
     params, state = _run(rule, _mesh_params(mesh), _STEPS)
     _equal(params, on_one[0])
     _equal(state.inner, on_one[1])
+
+
+@pytest.mark.parametrize("columns", [640, 1024], ids=["divided blocks", "whole blocks"])
+def test_parameters_divided_among_explicit_axes(columns):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    rule = _int8(jl.adamw(1e-2), params=jl.split())
+    whole = {"w": _normal(0, (32, columns)).astype(jnp.bfloat16)}
+    grads = {"w": _normal(1, (32, columns)).astype(jnp.bfloat16)}
+    want, want_state = jax.jit(rule.update)(grads, rule.init(whole), whole)
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, P("model", "data"))
+        params, grads = jax.device_put((whole, grads), where)
+        for init in (rule.init, jax.jit(rule.init)):
+            updates, state = jax.jit(rule.update)(grads, init(params), params)
+            mu = _encoded(state)[0]
+            assert mu.codes.sharding.spec == updates["w"].sharding.spec == P("model", "data")
+            last = None if columns == 640 else "data"
+            parts = [mu.scales.sharding.spec[mu.order.index(axis)] for axis in (0, 1)]
+            assert parts == ["model", last]
+            assert jl.int8().spec((32, columns), P("model", "data"), mesh)[1] == mu.scales.sharding.spec
+            for a, b in zip(_encoded(state), _encoded(want_state), strict=True):
+                off = np.abs(np.asarray(a.codes).astype(int) - np.asarray(b.codes).astype(int))
+                assert np.max(off) <= 1
+                assert np.mean(off) < 1e-3
+            np.testing.assert_allclose(updates["w"], want["w"], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.compat
