@@ -237,10 +237,15 @@ def _best(done, rule):
 def _wanted(rates):
     """Most telling first."""
     ours, peers = ("float32", "int8"), ("bitsandbytes' map", "FlashOptim's format")
-    for storages, scale in ((ours, 1.0), (peers, 1.0), (ours[1:] + peers, 1e-3), (ours[:1], 1e-3)):
+    small, one = _SCALES[1], _SCALES[0]
+    for pairs in (
+        [(s, one) for s in ours],
+        [("int8", small), *((s, scale) for s in peers for scale in (small, one))],
+        [("float32", small)],
+    ):
         for seed in _SEEDS:
             for rule, rate in rates.items():
-                for storage in storages:
+                for storage, scale in pairs:
                     yield Run(rule, storage, scale, rate, seed)
 
 
@@ -294,9 +299,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     done = _read() if args.table else _run_all(args.processes)
-    print(
-        f"{'rule':7} {'storage':20} {'scale':>6} {'seeds':>5} {'loss':>8} {'above float32':>14}  standard error"
-    )
+    print(f"{'rule':7} {'storage':20} {'scale':>6} {'seeds':>5} {'loss':>8} {'above float32':>14}  its error")
     for row in _rows(done):
         line = (
             f"{row['rule']:7} {row['storage']:20} {row['loss_scale']:6g} {row['seeds']:5} {row['loss']:8.4f}"
