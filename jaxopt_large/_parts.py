@@ -75,7 +75,8 @@ class ByParts:
 
         def part(atom: Any) -> Any:
             if isinstance(atom, Constant):
-                return atom.value
+                whole = self._shape and _shape(atom.value) == self._shape
+                return jax.lax.dynamic_slice(jnp.asarray(atom.value), starts, shape) if whole else atom.value
             if atom in values:
                 return values[atom]
             if atom in self._before:

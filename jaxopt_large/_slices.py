@@ -38,6 +38,7 @@ class Slices:
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
         closed = jax.make_jaxpr(function)(*args)
+        self.has_effects = bool(closed.effects)  # prints, callbacks, checks: they belong to no result
         self.equations: list[Equation] = []
         self._fresh = itertools.count()
         self.types: dict[Variable, Any] = {}

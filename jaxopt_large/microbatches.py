@@ -116,11 +116,18 @@ def mean_gradient(
     """The mean loss and gradient over the leading axis of `micro_batches`, summed in float32."""
     gradient = jax.value_and_grad(loss_fn)
     steps = jax.tree.leaves(micro_batches)[0].shape[0]
-    if steps == 1:
-        return gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
 
     def placed(tree: Updates) -> Updates:
         return tree if shardings is None else jax.tree.map(constrained, tree, shardings)
+
+    if steps == 1:
+        micro = jax.tree.map(lambda x: x[0], micro_batches)
+        loss, grads = gradient(params, micro)
+        loss, grads = loss.astype(accumulation_dtype(loss.dtype)), placed(grads)
+        if weight is None:
+            return loss, grads
+        counts = jnp.asarray(weight(micro), jnp.float32) > 0
+        return jax.tree.map(lambda x: x * counts.astype(x.dtype), (loss, grads))
 
     def add(carry: Any, micro: Any) -> tuple[Any, None]:
         total, weights = carry

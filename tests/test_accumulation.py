@@ -240,6 +240,17 @@ def test_micro_batched_gradients_among_explicit_axes(spec):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-8)
 
 
+def test_one_micro_batch_is_weighed_like_several():
+    def loss(w, x):
+        return jnp.sum(jnp.square(x @ w)).astype(jnp.bfloat16)
+
+    w, x = jnp.ones(2), jnp.ones((4, 2))
+    for steps in (1, 2):
+        value, grads = jl.microbatched_value_and_grad(loss, steps, weight=lambda b: jnp.float32(0))(w, x)
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(grads, 0)
+
+
 def test_micro_batches_weighed_by_tokens():
     r = np.random.default_rng(0)
     w, x = jnp.asarray(r.normal(size=8), jnp.float32), jnp.asarray(r.normal(size=(12, 8)), jnp.float32)

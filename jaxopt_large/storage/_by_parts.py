@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._axes import reduction_axes
 from .._encoded import is_encoded
 from .._parts import ByParts, NotByPartsError
 from .._slices import Slices
@@ -32,6 +33,7 @@ def helps(updates: Updates, params: Params | None) -> bool:
         jax.device_count() == 1
         and jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty
+        and not reduction_axes()
         and any(isinstance(x, jax.core.Tracer) for x in leaves)
         and (params is None or jax.tree.structure(params) == treedef)
         and any(math.prod(x.shape) >= 2 * _FEWEST for x in leaves)
@@ -52,7 +54,11 @@ def update_by_parts(
     params: Params | None,
     extra: dict[str, Any],
 ) -> tuple[Updates, State, Any]:
-    """The updates, the new inner state and the new residuals, as when all is decoded at once."""
+    """The updates, the new inner state and the new residuals, as when all is decoded at once.
+
+    Raises:
+      NotByPartsError: what the rule does is more than its results, or they have another structure.
+    """
     return _Update(codec, rule, updates, inner, residuals, params, extra).run()
 
 
@@ -131,7 +137,16 @@ class _Update:
                 else None,
             )
         )
-        self.slices = Slices(lambda g, s, p: rule.update(g, s, p, **extra), seen)
+        made = []
+
+        def update(updates: Updates, state: State, params: Params | None) -> Any:
+            results = rule.update(updates, state, params, **extra)
+            made.append(tuple(jax.tree.flatten(x)[1] for x in results))
+            return results
+
+        self.slices = Slices(update, seen)
+        if self.slices.has_effects or made[-1] != (self.treedef, self.state_treedef):
+            raise NotByPartsError
         self.loops = {i: loop for i in range(self.count) if (loop := self._loop(i)) is not None}
 
     def run(self) -> tuple[Updates, State, Any]:
@@ -197,6 +212,8 @@ class _Update:
             return None
         value = self.count + len(self.nodes) + i
         arrays = [i, *fields, *([value] if self.has_params else [])]
+        if self.slices.type_of(i).shape != shape:
+            return None
         try:
             return ByParts(self.slices, arrays, [i, *fields], cut=len(shape))
         except NotByPartsError:
@@ -210,7 +227,10 @@ class _Update:
           loop: its update.
           began: 0, and known when the loop may begin: one loop after another needs the memory of one.
         """
-        work, old = _Work(self.gradients[i], self.params[i], self.slices.type_of(i)), self.residuals[i]
+        out = jax.ShapeDtypeStruct(
+            self.gradients[i].shape, jnp.float32 if self.kept(i) else self.slices.type_of(i).dtype
+        )
+        work, old = _Work(self.gradients[i], self.params[i], out), self.residuals[i]
         nodes = {k: self.nodes[k - self.count] for k in self._fields(i)}
         value, shape = self.count + len(self.nodes) + i, self.gradients[i].shape
 
@@ -254,7 +274,7 @@ class _Update:
             leaf, _, n = jax.lax.while_loop(going, one, (leaf, made, began))
             began = n // (region.rounds + 1)
         fields = {k: from_words(x, nodes[k]) for k, x in leaf.fields.items()}
-        return _Leaf(fields, from_words(leaf.update, self.slices.type_of(i)), leaf.residual), began
+        return _Leaf(fields, from_words(leaf.update, out), leaf.residual), began
 
 
 def _shape(node: Any) -> tuple[int, ...]:

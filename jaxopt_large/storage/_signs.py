@@ -45,7 +45,7 @@ def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None
     """For each leaf of the state: if it starts at 0 or above, does it stay there? None: nothing can tell.
 
     The update is traced once. A result is non-negative if it is a sum, product, square, root or maximum
-    of such things; scalars (decay rates, corrections) are taken to be.
+    of such things; scalars that are made of scalars (decay rates, corrections) are taken to be.
 
     Args:
       rule: any.
@@ -70,13 +70,23 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> lis
     signs: dict[Any, bool] = dict(zip(jaxpr.invars, known, strict=True))
     signs |= {v: _is_non_negative(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
 
+    tainted = {v for v, sign in zip(jaxpr.invars, known, strict=True) if not sign}
+
     def read(atom: Any) -> bool:
         return _is_non_negative(atom.val) if hasattr(atom, "val") else signs[atom]
 
     for eqn in jaxpr.eqns:
         made = _equation(eqn, [read(a) for a in eqn.invars])
+        # a scalar made of arrays, like a sum of gradients, may be anything; so may what is made of it
+        unknown = any(
+            not hasattr(a, "val") and not signs[a] and (a.aval.ndim or a in tainted) for a in eqn.invars
+        )
         for v, sign in zip(eqn.outvars, made, strict=True):
-            signs[v] = sign or not getattr(v.aval, "ndim", 1)
+            if getattr(v.aval, "ndim", 1):
+                signs[v] = sign
+            else:
+                signs[v] = sign or not unknown
+                tainted |= {v} if unknown and not sign else set()
     return [read(v) for v in jaxpr.outvars]
 
 

@@ -14,6 +14,7 @@ from .._axes import surrounded_by
 from .._encoded import is_encoded
 from .._errors import Problems, message
 from .._numerics import safe_increment
+from .._parts import NotByPartsError
 from .._paths import listed, path_string
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._by_parts import helps, update_by_parts
@@ -57,8 +58,9 @@ def stored(
     Fields are named as in the rule's state, optax's included: `mu`, `nu`, `trace`, `v_row` ... Each step
     decodes them, runs the rule, and encodes what it returns. A format is the same on every mesh and in
     every mode: blocks follow the whole array, and random rounding is a hash of seed, parameter, step
-    and place. (On one CPU device a compiled update takes large leaves part by part, so that no decoded
-    copy of them exists; XLA rounds a sum of products differently there, in the last bit of a float32.)
+    and place. (On one CPU device a compiled update takes large leaves part by part, so that of
+    rules that work element by element no decoded copy exists; XLA rounds a sum of products differently
+    there, in the last bit of a float32, and updates cannot be differentiated in reverse.)
 
     Instead of a format, a mapping from globs over parameter paths to formats; the first match wins:
 
@@ -126,8 +128,11 @@ def stored(
 
         def by_parts(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
             codec = Codec(kept, state.plan.choices, state.seed, step, updates)
-            with surrounded_by("stored"):
-                return update_by_parts(codec, rule, updates, state.inner, state.residuals, params, extra)
+            try:
+                with surrounded_by("stored"):
+                    return update_by_parts(codec, rule, updates, state.inner, state.residuals, params, extra)
+            except NotByPartsError:
+                return whole(updates, state, params)
 
         if helps(updates, params):
             made = jax.lax.platform_dependent(updates, state, params, cpu=by_parts, default=whole)

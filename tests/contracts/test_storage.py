@@ -92,6 +92,22 @@ def test_signs_are_found_from_the_rule():
     assert [x.codes.dtype.name for x in _encoded(factored)] == ["uint8"]
 
 
+def test_a_sum_of_gradients_may_be_negative():
+    def update(updates, state, params=None):
+        del params
+        total = jnp.sum(updates["w"])
+        return updates, optax.TraceState({"w": 0.9 * state.trace["w"] + 2 * total * jnp.square(updates["w"])})
+
+    rule = optax.GradientTransformation(lambda p: optax.TraceState(jax.tree.map(jnp.zeros_like, p)), update)
+    stored = jl.stored(rule, trace=jl.int8())
+    grads = {"w": -jnp.ones((32, 256))}
+    state = stored.init(grads)
+    assert _encoded(state)[0].format.signed is True
+    _, state = stored.update(grads, state)
+    kept = _encoded(state)[0]
+    np.testing.assert_allclose(kept.format.decode(kept), -2 * 8192.0, rtol=1e-6)
+
+
 def test_signs_that_nothing_can_tell_are_said_to_be_assumed():
     class State(NamedTuple):
         v: dict
