@@ -42,6 +42,7 @@ class ByParts:
 
     Attributes:
       needs: the inputs on which what is computed before depends.
+      has_arrays_before: are values of the arrays' shape computed before?
 
     Raises:
       NotByPartsError: a result cannot be had from parts.
@@ -57,6 +58,9 @@ class ByParts:
         for out in self._results.values():
             self._check(out)
         self.needs = slices.inputs_of(self._before)
+        self.has_arrays_before = any(
+            _shape(slices.types[v]) == self._shape and v not in slices.inputs for v in self._before
+        )
 
     def prepare(self) -> None:
         """Computes what parts share; the inputs that it needs must have been given."""

@@ -207,7 +207,8 @@ class _Update:
     def _loop(self, i: int) -> ByParts | None:
         """The update of a parameter as a function of a part, where that is worth it and possible."""
         fields, shape = self._fields(i), self.gradients[i].shape
-        gains = self.kept(i) or any(is_encoded(self.nodes[k - self.count]) for k in fields)
+        nodes = [self.nodes[k - self.count] for k in fields]
+        gains = any(is_encoded(x) and x.format.blocks for x in nodes)
         if not gains or math.prod(shape) < 2 * _FEWEST:
             return None
         value = self.count + len(self.nodes) + i
@@ -215,9 +216,10 @@ class _Update:
         if self.slices.type_of(i).shape != shape:
             return None
         try:
-            return ByParts(self.slices, arrays, [i, *fields], cut=len(shape))
+            loop = ByParts(self.slices, arrays, [i, *fields], cut=len(shape))
         except NotByPartsError:
             return None
+        return None if loop.has_arrays_before else loop  # they would be decoded copies of the leaf
 
     def _looped(self, i: int, loop: ByParts, began: Any) -> tuple[_Leaf, Any]:
         """The results for parameter `i`, and a 0 that is known when they are there.

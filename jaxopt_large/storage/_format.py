@@ -17,6 +17,7 @@ from ._blocks import block_max, from_blocks, to_blocks
 from ._random import Part, random_bits
 
 _SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
+_LARGEST = 2.0**126  # the inverse of more would be flushed to 0
 _SMALLEST_UNSIGNED = 1e-37  # no value of a block that is not 0 decodes to less
 
 
@@ -136,7 +137,7 @@ def _encoder(
         largest = jnp.max(size, axis=-1) if apart else block_max(size)
         smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
         # a block with a NaN or an infinity decodes to NaN, all of it
-        scale = jnp.where(largest < jnp.inf, jnp.where(largest < smallest, 0.0, largest), jnp.nan)
+        scale = jnp.where(largest <= _LARGEST, jnp.where(largest < smallest, 0.0, largest), jnp.nan)
         inverse = jnp.where(scale > 0, 1.0 / jnp.where(scale > 0, scale, 1.0), 0.0)
         codes = format.to_codes(view * inverse[..., None], lambda: to_blocks(bits()))
         return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)

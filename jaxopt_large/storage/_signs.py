@@ -42,7 +42,7 @@ _CALLS = ("jaxpr", "call_jaxpr")
 
 
 def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:
-    """For each leaf of the state: if it starts at 0 or above, does it stay there? None: nothing can tell.
+    """For each leaf of the state: is it always at 0 or above? None: nothing can tell.
 
     The update is traced once. A result is non-negative if it is a sum, product, square, root or maximum
     of such things; scalars that are made of scalars (decay rates, corrections) are taken to be.
@@ -57,12 +57,14 @@ def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None
         closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
     except Exception:  # it takes arguments that only the step has
         return [None] * len(leaves)
+    start = jax.make_jaxpr(rule.init)(params)  # a field may begin as the parameters
+    begins = _outputs(start.jaxpr, start.consts, [False] * len(start.jaxpr.invars))
     count = len(jax.tree.leaves(params))
     ranks = [x.ndim for x in leaves]
     found: list[bool | None] = []
     for k in range(len(leaves)):
         known = [False] * count + [i == k or not ranks[i] for i in range(len(leaves))] + [False] * count
-        found.append(_outputs(closed.jaxpr, closed.consts, known)[k])
+        found.append(begins[k] and _outputs(closed.jaxpr, closed.consts, known)[k])
     return found
 
 
@@ -78,7 +80,7 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> lis
     for eqn in jaxpr.eqns:
         made = _equation(eqn, [read(a) for a in eqn.invars])
         # a scalar made of arrays, like a sum of gradients, may be anything; so may what is made of it
-        unknown = any(
+        unknown = eqn.primitive.name == "neg" or any(
             not hasattr(a, "val") and not signs[a] and (a.aval.ndim or a in tainted) for a in eqn.invars
         )
         for v, sign in zip(eqn.outvars, made, strict=True):

@@ -60,6 +60,10 @@ def convert(state: State, rule_from: AnyRule, rule_to: AnyRule, params: Params |
             wrong = f"the old state has {len(candidates)} fields {name[0]!r}, the new one {names.count(name)}"
             problems.add(wrong, at=name[1] or "the root")
             new.append(like)
+        elif _shape(candidates[turn]) != _shape(like):
+            got, wanted = _shape(candidates[turn]), _shape(like)
+            problems.add(f"{name[0]} has shape {got}, not {wanted}", at=name[1] or "the root")
+            new.append(like)
         else:
             new.append(_like(candidates[turn], like, name))
     problems.raise_if_any()
@@ -76,6 +80,10 @@ def _named(tree: State, keys: list[Any]) -> list[tuple[tuple[str, str], Any]]:
         field, owner = place(path, keys)
         found.append(((field, "" if owner is None else path_string(keys[owner])), x))
     return found
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.codes.shape if is_encoded(x) else jnp.shape(x))
 
 
 def _like(x: Any, like: Any, name: tuple[str, str]) -> Any:

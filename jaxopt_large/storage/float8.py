@@ -40,7 +40,7 @@ def float8(*, signed: bool | None = None) -> Float8:
     r"""e4m3 and a float32 scale for each block of 128 along the last axis: 1.03 bytes per element.
 
     $x \approx a \cdot e / 256$ with $a$ the block's largest magnitude: relative error at most 2^-4, and at
-    most $2^{-18} a$ near 0. Second moments are kept as fourth roots, without 0, rounded at
+    most $2^{-18} a$ near 0. Second moments are kept as square roots (error up to 2^-2), without 0, rounded at
     random so that they are right in the mean. Coarser than `int8` near the maximum, finer far below it.
 
     Args:

@@ -47,8 +47,8 @@ def int8(*, signed: bool | None = None) -> Int8:
     the next code, below $((n^{1/4} + 1/255)^4 - n) \, a$. There is no code for 0: beside a
     momentum that is not 0, a second moment of 0 would give a step without bound.
 
-    A block that holds a NaN or an infinity decodes to NaN. Blocks whose maximum is below 1e-30 (1e-37
-    where nothing is negative) are 0.
+    A block that holds a NaN, an infinity or more than 8.5e37 decodes to NaN. Blocks whose maximum is
+    below 1e-30 (1e-37 where nothing is negative) are 0.
 
     Args:
       signed: which of the two; by default `stored` finds out from the rule.

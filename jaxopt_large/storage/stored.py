@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from .._axes import surrounded_by
+from .._axes import is_surrounded_by, surrounded_by
 from .._encoded import is_encoded
 from .._errors import Problems, message
 from .._numerics import safe_increment
@@ -100,6 +100,8 @@ def stored(
     kept = params
 
     def init(params: Params) -> StoredState:
+        if is_surrounded_by("stored"):
+            raise ValueError(message("stored", "is inside another stored", do="Name all fields in one"))
         _warn_of_low_precision(params, kept)
         residuals = None if kept is None else jax.tree.map(lambda p: _residual(kept, p), params)
         wide = params if kept is None else jax.tree.map(_widened, params)
@@ -159,6 +161,8 @@ def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.add(f"seed is not an integer, got {seed!r}")
+    elif not 0 <= seed < 2**32:
+        problems.add(f"seed is out of range, got {seed!r}", allowed="0 to 2**32 - 1")
     for field, given in formats.items():
         for format in given.values() if isinstance(given, Mapping) else [given]:
             if not isinstance(format, Format):

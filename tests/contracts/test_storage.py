@@ -108,6 +108,29 @@ def test_a_sum_of_gradients_may_be_negative():
     np.testing.assert_allclose(kept.format.decode(kept), -2 * 8192.0, rtol=1e-6)
 
 
+def test_fields_of_both_signs_are_seen_as_such():
+    def clipped(learning_rate, c):
+        return optax.chain(optax.clip(c), optax.sgd(learning_rate, momentum=0.9))
+
+    params = {"w": _normal(0)}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for rule, fields in (
+            (optax.inject_hyperparams(clipped)(learning_rate=1e-2, c=1.0), ("trace",)),  # max(x, -c)
+            (optax.contrib.prodigy(1.0), ("params0",)),  # begins as the parameters
+            (optax.contrib.adopt(1e-2), ("mu",)),
+        ):
+            state = jl.stored(rule, **{field: jl.int8() for field in fields}).init(params)
+            assert [x.format.signed for x in _encoded(state)] == [True] * len(fields), fields
+
+
+def test_stored_inside_stored_is_refused():
+    rule = jl.stored(jl.stored(jl.adam(1e-3), nu=jl.int8()), mu=jl.int8())
+    with pytest.raises(ValueError, match="is inside another stored"):
+        rule.init({"w": _normal(0)})
+    with pytest.raises(TypeError, match="seed is out of range, got -1"):
+        jl.stored(jl.adam(1e-3), seed=-1)
+
+
 def test_signs_that_nothing_can_tell_are_said_to_be_assumed():
     class State(NamedTuple):
         v: dict

@@ -38,7 +38,7 @@ RULES = {
     "adafactor": (
         lambda: optax.adafactor(1e-2, momentum=0.9),
         ("ema", "v_row"),
-    ),  # factored moments are computed before
+    ),  # leaves too narrow to factor
     "skip": (lambda: jl.skip_nonfinite(jl.adamw(1e-2)), ("mu", "nu")),  # inside a branch
     "partition": (
         lambda: jl.partition({"*l*": jl.lion(1e-2), "*": jl.adamw(1e-2)}),
@@ -139,7 +139,7 @@ def test_the_same_bits_in_parts_of_any_size(format, params, parts):
         for share in (None, 5, 13):
             parts(share)
             made[share], loops = _run(rule, start, 2)
-    assert loops > 0
+    assert (loops > 0) == (format != "bfloat16")  # which has no scales
     if format != "int4":  # where one code makes a difference
         _assert_close(made[5], made[None])
         _assert_close(made[5], made[13])

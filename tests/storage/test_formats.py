@@ -126,6 +126,14 @@ def test_no_chip_pads_the_scales():
         assert 4 * (padded - held) <= 0.011 * np.prod(shape, dtype=np.int64), shape
 
 
+@pytest.mark.parametrize("format", BLOCKED)
+def test_the_largest_numbers(format):
+    x = jnp.stack([jnp.full(128, 8.5e37), jnp.full(128, 3e38)])
+    got = format.decode(format.encode(x))
+    np.testing.assert_allclose(got[0], x[0], rtol=1e-2)
+    assert np.all(np.isnan(got[1]))  # the scale has no inverse: never a wrong number
+
+
 def test_bytes():
     assert jl.int8().bytes((1024, 1024)) == 2**20 * (1 + 4 / 128)
     assert jl.bfloat16().bytes((1024, 1024)) == 2 * 2**20

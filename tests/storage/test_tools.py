@@ -75,6 +75,13 @@ def test_conversion_refuses_what_it_cannot_know():
         jl.convert(plain.init(_params()), jl.lion(1e-3), plain)
 
 
+def test_conversion_refuses_other_shapes():
+    narrow, wide = (optax.scale_by_factored_rms(min_dim_size_to_factor=n) for n in (32, 128))
+    params = {"w": jnp.ones((64, 200))}
+    with pytest.raises(ValueError, match="v_row has shape"):
+        jl.convert(narrow.init(params), narrow, wide, params)
+
+
 def test_report():
     plain, stored = jl.adamw(1e-2), _stored(jl.adamw(1e-2))
     state, shadow = _after(stored), _after(plain)
