@@ -21,18 +21,14 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import datetime
 import functools
 import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -41,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _record import about
 
 import jaxopt_large as jl
 from jaxopt_large.data.text import stdlib_text
@@ -203,13 +200,9 @@ def _read():
 
 
 def _write(done):
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     data = _data()
     record = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "jax": version("jax"), "optax": version("optax")},
+        **about("jax", "optax"),
         "task": f"{_LAYERS} layers of width {_WIDTH}, context {_CONTEXT}, batch {_BATCH}, {_STEPS} steps",
         "data": data.facts,
         "table": _rows(done),

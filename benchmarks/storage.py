@@ -8,14 +8,10 @@ Medians of alternating rounds (A B A B ...). Temporaries are XLA's own account o
 units of the largest float32 leaf. Saved under benchmarks/results/.
 """
 
-import datetime
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import optax
+from _record import about
 
 import jaxopt_large as jl
 
@@ -108,12 +105,8 @@ def main() -> None:
                     f"  {row['ratio']:.2f} x float32  temporaries {row['temporaries']:.2f} leaves",
                     flush=True,
                 )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     record = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "jax": version("jax"), "optax": version("optax")},
+        **about("jax", "optax"),
         "results": results,
     }
     file = Path(__file__).parent / "results" / "storage.json"

@@ -45,23 +45,6 @@ def _most(shape: tuple[int, ...]) -> int:
     return min(_MOST, max(_FEWEST, math.prod(shape) // _SHARE))
 
 
-def update_by_parts(
-    codec: Codec,
-    rule: Rule,
-    updates: Updates,
-    inner: State,
-    residuals: Any,
-    params: Params | None,
-    extra: dict[str, Any],
-) -> tuple[Updates, State, Any]:
-    """The updates, the new inner state and the new residuals, as when all is decoded at once.
-
-    Raises:
-      NotByPartsError: what the rule does is more than its results, or they have another structure.
-    """
-    return _Update(codec, rule, updates, inner, residuals, params, extra).run()
-
-
 class _Leaf(NamedTuple):
     """What the loop over one parameter writes in place, or a part of it."""
 
@@ -106,8 +89,14 @@ class _Work(NamedTuple):
         return from_words(part(to_words(self.gradient), starts, shape), self.gradient), p
 
 
-class _Update:
-    """Inputs are numbered: gradients, then state, then parameters; results: updates, then new state."""
+class UpdateByParts:
+    """One update; `run` gives what comes of decoding all at once.
+
+    Inputs are numbered: gradients, then state, then parameters; results: updates, then new state.
+
+    Raises:
+      NotByPartsError: what the rule does is more than its results, or they have another structure.
+    """
 
     def __init__(
         self,
@@ -141,7 +130,7 @@ class _Update:
 
         def update(updates: Updates, state: State, params: Params | None) -> Any:
             results = rule.update(updates, state, params, **extra)
-            made.append(tuple(jax.tree.flatten(x)[1] for x in results))
+            made.append(tuple(jax.tree.structure(x) for x in results))
             return results
 
         self.slices = Slices(update, seen)
@@ -150,6 +139,7 @@ class _Update:
         self.loops = {i: loop for i in range(self.count) if (loop := self._loop(i)) is not None}
 
     def run(self) -> tuple[Updates, State, Any]:
+        """The updates, the new inner state and the new residuals."""
         mine = {k for i in self.loops for k in (i, *self._fields(i))}
         rest = [k for k in range(self.count + len(self.nodes)) if k not in mine]
         needed = set(self.slices.inputs_of(self.slices.outputs[k] for k in rest))

@@ -38,8 +38,8 @@ class Codec:
         step: Array,
         like: Params,
     ):
-        self._kept: Any
-        self._kept, self._choices, self._seed, self.step = kept, choices, seed, step
+        self._kept: Any = kept
+        self._choices, self._seed, self.step = choices, seed, step
         self.special = kept is not None
         self.owners = [c.owner for c in choices]
         self._keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]]

@@ -71,8 +71,7 @@ def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None
 def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> list[bool]:
     signs: dict[Any, bool] = dict(zip(jaxpr.invars, known, strict=True))
     signs |= {v: _is_non_negative(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
-
-    tainted = {v for v, sign in zip(jaxpr.invars, known, strict=True) if not sign}
+    given = set(jaxpr.constvars)
 
     def read(atom: Any) -> bool:
         return _is_non_negative(atom.val) if hasattr(atom, "val") else signs[atom]
@@ -81,14 +80,10 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> lis
         made = _equation(eqn, [read(a) for a in eqn.invars])
         # a scalar made of arrays, like a sum of gradients, may be anything; so may what is made of it
         unknown = eqn.primitive.name == "neg" or any(
-            not hasattr(a, "val") and not signs[a] and (a.aval.ndim or a in tainted) for a in eqn.invars
+            not hasattr(a, "val") and not signs[a] and (a.aval.ndim or a not in given) for a in eqn.invars
         )
         for v, sign in zip(eqn.outvars, made, strict=True):
-            if getattr(v.aval, "ndim", 1):
-                signs[v] = sign
-            else:
-                signs[v] = sign or not unknown
-                tainted |= {v} if unknown and not sign else set()
+            signs[v] = sign or not (unknown or getattr(v.aval, "ndim", 1))
     return [read(v) for v in jaxpr.outvars]
 
 

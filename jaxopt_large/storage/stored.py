@@ -17,7 +17,7 @@ from .._numerics import safe_increment
 from .._parts import NotByPartsError
 from .._paths import listed, path_string
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._by_parts import helps, update_by_parts
+from ._by_parts import UpdateByParts, helps
 from ._codec import Codec
 from ._fields import Choice, choose
 from ._format import Format
@@ -132,7 +132,9 @@ def stored(
             codec = Codec(kept, state.plan.choices, state.seed, step, updates)
             try:
                 with surrounded_by("stored"):
-                    return update_by_parts(codec, rule, updates, state.inner, state.residuals, params, extra)
+                    return UpdateByParts(
+                        codec, rule, updates, state.inner, state.residuals, params, extra
+                    ).run()
             except NotByPartsError:
                 return whole(updates, state, params)
 
