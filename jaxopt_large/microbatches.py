@@ -129,10 +129,13 @@ def mean_gradient(
         counts = jnp.asarray(weight(micro), jnp.float32) > 0
         return jax.tree.map(lambda x: x * counts.astype(x.dtype), (loss, grads))
 
+    dtypes: list[Any] = []  # of the loss, known once it is traced
+
     def add(carry: Any, micro: Any) -> tuple[Any, None]:
         total, weights = carry
         own = jnp.float32(1.0) if weight is None else jnp.asarray(weight(micro), jnp.float32)
         loss, grads = gradient(params, micro)
+        dtypes.append(accumulation_dtype(loss.dtype))
         new = loss, placed(grads)
         total = jax.tree.map(lambda t, x: t + x.astype(t.dtype) * own.astype(t.dtype), total, new)
         return (total, weights + own), None
@@ -140,26 +143,28 @@ def mean_gradient(
     def zeros(p: Any) -> Array:
         return like_varying(jnp.zeros(p.shape, accumulation_dtype(p.dtype)), p)
 
-    start = (jnp.zeros((), jnp.float32), placed(jax.tree.map(zeros, params)))
+    start = (jnp.zeros((), float), placed(jax.tree.map(zeros, params)))
     ((loss, total), weights), _ = jax.lax.scan(add, (start, jnp.zeros((), jnp.float32)), micro_batches)
     divisor = jnp.where(weights > 0, weights, 1.0)  # one device may have no tokens at all
     mean = jax.tree.map(lambda t, p: (t / divisor.astype(t.dtype)).astype(p.dtype), total, params)
-    return loss / divisor, mean
+    return (loss / divisor.astype(loss.dtype)).astype(dtypes[0]), mean
 
 
 def _split(batch: Any, steps: int) -> Any:
     """[rows, ...] -> [steps, rows / steps, ...]: rows stay on their devices in this order only."""
 
     def split(x: Array) -> Array:
-        rows = x.shape[0] if x.ndim else 0
+        rows = jnp.shape(x)[0] if jnp.ndim(x) else 0
         if rows == 0 or rows % steps:
             raise ValueError(
                 message(
                     "microbatched_grad",
-                    f"a leaf of the batch has shape {x.shape}",
+                    f"a leaf of the batch has shape {jnp.shape(x)}",
                     allowed=f"a leading axis divisible by steps={steps}",
                 )
             )
         return x.reshape(rows // steps, steps, *x.shape[1:]).swapaxes(0, 1)
 
+    if not jax.tree.leaves(batch):
+        raise ValueError(message("microbatched_grad", "the batch has no arrays", do="Pass at least one"))
     return jax.tree.map(split, batch)

@@ -289,6 +289,10 @@ def test_errors(mesh8):
         jl.microbatched_grad(lambda p, x: p, 2)(jnp.ones(()), jnp.ones((7, 2)))
     with pytest.raises(TypeError, match="mode 'deferred' needs a mesh and an axis"):
         jl.microbatched_grad(lambda p, x: p, 2, mode="deferred")
+    with pytest.raises(ValueError, match=r"microbatched_grad: a leaf of the batch has shape \(\); a leading"):
+        jl.microbatched_grad(lambda p, x: p, 2)(jnp.ones(()), {"x": jnp.ones((4, 2)), "scale": 1.0})
+    with pytest.raises(ValueError, match=r"microbatched_grad: the batch has no arrays. Pass at least one"):
+        jl.microbatched_grad(lambda p, x: p, 2)(jnp.ones(()), {})
     with pytest.raises(ValueError, match="no zero over all the parameters is in the rule"):
         jl.gradient_shardings(inner, _params())
 
@@ -374,3 +378,12 @@ def test_a_device_without_tokens_counts_for_nothing(mesh8):
     want_value, want = jax.value_and_grad(loss)(jnp.ones(2), batch)
     np.testing.assert_allclose(float(value), float(want_value), rtol=1e-5)
     _close(grad, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_loss_of_float64_stays_so(steps):
+    with jax.enable_x64(True):
+        x = jnp.arange(8.0).reshape(4, 2) / 3
+        loss, grads = jl.microbatched_value_and_grad(lambda w, x: jnp.mean(x @ w), steps)(jnp.ones(2), x)
+        assert loss.dtype == grads.dtype == jnp.float64
+        np.testing.assert_allclose(loss, jnp.mean(x @ jnp.ones(2)), rtol=1e-15)

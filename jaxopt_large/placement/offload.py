@@ -49,7 +49,8 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
       The rule; its state is `OffloadState(inner, hosted)`.
 
     Raises:
-      ValueError: it is inside `zero`, `only` matches no leaf of the state, or `layers` no parameter.
+      ValueError: it is inside `zero` or `stored`, `only` matches no leaf of the state, or `layers` no
+        parameter.
       TypeError: rule is not a rule.
 
     Source: Ren et al. 2021, arXiv:2101.06840.
@@ -62,6 +63,10 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
         if is_surrounded_by("zero"):
             raise ValueError(
                 message("offload", "the rule is inside zero", do="Write offload(zero(rule, ...))")
+            )
+        if is_surrounded_by("stored"):
+            raise ValueError(
+                message("offload", "the rule is inside stored", do="Write offload(stored(rule, ...))")
             )
         hosted = _plan(rule, params, only, layers, min_bytes)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from .._axes import reduction_axes
 from .._encoded import is_encoded
@@ -153,7 +154,7 @@ class UpdateByParts:
             elif self.kept(k):
                 value = self._value(k) + results[k]
                 results[k], residuals[k] = self.codec.write(k, self.params[k], value)
-        began = jnp.minimum(self.codec.step, 0)  # a 0 that compilers do not see: no loop of one round unrolls
+        began = _hidden_zero(self.codec.step)
         for i, loop in self.loops.items():
             loop.prepare()
             leaf, began = self._looped(i, loop, began)
@@ -267,6 +268,19 @@ class UpdateByParts:
             began = n // (region.rounds + 1)
         fields = {k: from_words(x, nodes[k]) for k, x in leaf.fields.items()}
         return _Leaf(fields, from_words(leaf.update, out), leaf.residual), began
+
+
+@custom_vmap
+def _hidden_zero(step: Any) -> Any:
+    """A 0 that compilers do not see: loops of one round stay, and loops after it wait."""
+    return jnp.minimum(step, 0)
+
+
+@_hidden_zero.def_vmap
+def _(size: int, is_batched: Any, steps: Any) -> Any:
+    """One for the whole batch: with one each, loops would select every array they carry."""
+    del size, is_batched
+    return _hidden_zero(jnp.min(steps)), False
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from .._errors import Problems
 from .._paths import check_glob, first_match, listed, matches, params_on, path_string
 from .._types import Params, Rule, State
 from ._format import Format
-from ._signs import NEVER_NEGATIVE, never_negative
+from ._signs import never_negative
 from .float32 import Float32
 
 FEWEST = 4096  # elements of the whole array: below it the scales and the step cost more than is saved
@@ -54,11 +54,12 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     places = [place(path, keys) for path, _ in leaves]
-    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), t) for t in (params, state)]
+    shapes = [jax.tree.map(_kind, t) for t in (params, state)]
+    kinds = jax.tree.leaves(shapes[1])
     unsigned = never_negative(rule, *shapes)
     problems, found = Problems(who), []
     _check(problems, formats, places, keys)
-    for (field, owner), (_, leaf), positive in zip(places, leaves, unsigned, strict=True):
+    for (field, owner), leaf, positive in zip(places, kinds, unsigned, strict=True):
         path = "" if owner is None else path_string(keys[owner])
         share = None if owner is None else share_of(keys[owner])
         if share is not None and leaf.ndim != len(share.shape):
@@ -68,11 +69,14 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
         if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
             found.append(Choice(field, path, owner, shape, None, share, "no format is given for it"))
             continue
-        positive = True if field in NEVER_NEGATIVE else positive
         format, reason = _pick(problems, field, path, given, positive)
         found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, share, reason)))
     problems.raise_if_any()
     return found
+
+
+def _kind(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))  # a state may hold Python numbers
 
 
 def place(path: tuple[Any, ...], keys: list[Any]) -> tuple[str, int | None]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt32
 
 from .._compat import auto_axes, explicit_sharding
 from .._encoded import BLOCK, DECODE, ENCODE, Encoded, scale_order, scale_shape
+from .._errors import message
 from ._blocks import block_max, from_blocks, to_blocks
 from ._random import Part, random_bits
 
@@ -50,7 +51,14 @@ class Format:
           key: from which stochastic rounding draws; by default a constant one.
           part: which part of the whole array it is; it must not divide a block.
           apart: is x in memory, and not computed on the way? It decides how XLA:CPU finds maxima best.
+
+        Raises:
+          ValueError: x is a scalar.
         """
+        if x.ndim == 0:
+            raise ValueError(
+                message(f"{self.name}.encode", "a scalar has no last axis", do="Keep it as it is")
+            )
         key = jnp.uint32(0) if key is None else key
         whole, starts = part or Part(x.shape, (0,) * x.ndim)
         order = scale_order(whole) if self.blocks else ()
@@ -133,7 +141,8 @@ def _encoder(
         if not format.blocks:
             return format.to_codes(wide, bits), None
         view = to_blocks(wide)
-        size = jnp.abs(view)
+        # what is negative where nothing should be is an error that must show
+        size = jnp.where(view < 0, jnp.nan, view) if format.signed is False else jnp.abs(view)
         largest = jnp.max(size, axis=-1) if apart else block_max(size)
         smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
         # a block with a NaN or an infinity decodes to NaN, all of it

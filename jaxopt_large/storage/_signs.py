@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._types import Params, Rule, State
 
 # fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
-NEVER_NEGATIVE = frozenset({"nu", "nu_max", "sum_of_squares", "exp_avg_sq"})
+_NEVER_NEGATIVE = frozenset({"nu", "nu_max", "sum_of_squares", "exp_avg_sq"})
+_SIGNED = frozenset({("ScaleBySM3State", "nu")})  # where one of these names means something else
 
 _KEEP = {
     *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"),
@@ -44,14 +46,35 @@ _CALLS = ("jaxpr", "call_jaxpr")
 def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:
     """For each leaf of the state: is it always at 0 or above? None: nothing can tell.
 
-    The update is traced once. A result is non-negative if it is a sum, product, square, root or maximum
-    of such things; scalars that are made of scalars (decay rates, corrections) are taken to be.
+    Some names of fields say so. For the rest the update is traced once: a result is non-negative if it is
+    a sum, product, square, root or maximum of such things; scalars that are made of scalars (decay rates,
+    corrections) are taken to be.
 
     Args:
       rule: any.
       params: shapes.
       state: what `rule.init` gives for them, as shapes.
     """
+    named = [_is_named(state, path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    traced = _traced(rule, params, state)
+    return [name or found for name, found in zip(named, traced, strict=True)]
+
+
+def _is_named(state: State, path: tuple[Any, ...]) -> bool:
+    """Does the innermost field on a path have a name that says it is never negative?"""
+    name, holder = "", ""
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            name, holder = key.name, type(state).__name__
+            state = getattr(state, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.DictKey):
+            state = state[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
+        else:
+            break
+    return name in _NEVER_NEGATIVE and (holder, name) not in _SIGNED
+
+
+def _traced(rule: Rule, params: Params, state: State) -> list[bool | None]:
     leaves = jax.tree.leaves(state)
     try:
         closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
@@ -107,5 +130,9 @@ def _equation(eqn: Any, operands: list[bool]) -> list[bool]:
 
 
 def _is_non_negative(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):  # a hyper-parameter that is traced
+        return x.ndim == 0
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):  # a random key
+        return False
     x = np.asarray(x)
     return bool(np.issubdtype(x.dtype, np.number) and np.all(x >= 0)) or x.dtype == bool

@@ -12,6 +12,7 @@ from .._paths import path_string
 from .._types import AnyRule, Params, State
 from ._fields import place
 from ._random import leaf_key
+from .stored import is_stored
 
 
 def convert(state: State, rule_from: AnyRule, rule_to: AnyRule, params: Params | None = None) -> State:
@@ -19,7 +20,8 @@ def convert(state: State, rule_from: AnyRule, rule_to: AnyRule, params: Params |
 
     Arrays are matched by the field that holds them and the parameter they belong to, wherever they
     stand: formats, chains and classes may differ, so that optax's states become ours. What `rule_to` has
-    and `rule_from` has not is an error, but for the step and seed of `stored`, which start afresh.
+    and `rule_from` has not is an error. What `stored` itself keeps is an exception: its step and the
+    residuals of `split` go along where both have them and start afresh elsewhere, its seed is `rule_to`'s.
 
     Convert a checkpoint by restoring it as a state of the rule that wrote it.
 
@@ -54,30 +56,42 @@ def convert(state: State, rule_from: AnyRule, rule_to: AnyRule, params: Params |
     for name, like in zip(names, nodes, strict=True):
         candidates, turn = old[name], seen[name]
         seen[name] += 1
-        if name[0] in _FRESH or not hasattr(like, "dtype"):
+        wrong = _mismatch(name[0], candidates[turn:], like, len(candidates), names.count(name))
+        if not hasattr(like, "dtype") or name[0] == _OWN + "seed" or (wrong and name[0].startswith(_OWN)):
             new.append(like)
-        elif len(candidates) != names.count(name):
-            wrong = f"the old state has {len(candidates)} fields {name[0]!r}, the new one {names.count(name)}"
+        elif wrong:
             problems.add(wrong, at=name[1] or "the root")
-            new.append(like)
-        elif _shape(candidates[turn]) != _shape(like):
-            got, wanted = _shape(candidates[turn]), _shape(like)
-            problems.add(f"{name[0]} has shape {got}, not {wanted}", at=name[1] or "the root")
-            new.append(like)
         else:
             new.append(_like(candidates[turn], like, name))
     problems.raise_if_any()
     return treedef.unflatten(new)
 
 
-_FRESH = ("step", "seed", "residuals")  # of `stored`: they start afresh
+_OWN = "stored: "  # before the names of fields that `stored` has for itself
+
+
+def _mismatch(field: str, found: list[Any], like: Any, count: int, wanted: int) -> str:
+    """Why the first of `found` cannot become a field like `like`; empty where it can."""
+    if count != wanted:
+        return f"the old state has {count} fields {field!r}, the new one {wanted}"
+    got, shape = _shape(found[0]), _shape(like)
+    return "" if got == shape else f"{field} has shape {got}, not {shape}"
 
 
 def _named(tree: State, keys: list[Any]) -> list[tuple[tuple[str, str], Any]]:
     """(field, what comes below it) of each array."""
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_stored)[0]
+    own = {
+        (*path, jax.tree_util.GetAttrKey(name))
+        for path, node in nodes
+        if is_stored(node)
+        for name in ("step", "seed", "residuals")
+    }
     found = []
     for path, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_encoded)[0]:
         field, owner = place(path, keys)
+        if any(path[:n] in own for n in range(1, len(path) + 1)):
+            field = _OWN + field
         found.append(((field, "" if owner is None else path_string(keys[owner])), x))
     return found
 

@@ -1,5 +1,6 @@
 """How well a state's codes are used, measured."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .._encoded import Encoded, is_encoded
-from .._errors import message
+from .._errors import Problems, message
 from .._paths import path_string
 from .._types import State
+from .stored import is_stored
 
 
 class Usage(NamedTuple):
@@ -71,6 +73,7 @@ def storage_report(state: State, shadow: State | None = None) -> StorageReport:
 
     Raises:
       ValueError: the shadow has other leaves than the state.
+      TypeError: the state holds shapes or is traced.
 
     >>> rule = jl.stored(jl.adam(1e-3), nu=jl.int8())
     >>> params = {"w": jnp.ones((64, 128))}
@@ -79,25 +82,36 @@ def storage_report(state: State, shadow: State | None = None) -> StorageReport:
     >>> report[0].path, report[0].saturated
     ('inner/0/nu/w', 1.0)
     """
-    nodes = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)[0]
-    encoded = [(path, x) for path, x in nodes if is_encoded(x)]
-    truths: list[Any] = [None] * len(encoded)
-    if shadow is not None:
-        inner = getattr(state, "inner", state)
-        like = jax.tree.leaves(inner, is_leaf=is_encoded)
-        leaves = jax.tree.leaves(shadow)
-        if len(like) != len(leaves):
-            raise ValueError(
-                message(
-                    "storage_report",
-                    f"the shadow has {len(leaves)} leaves",
-                    allowed=f"the state has {len(like)}",
-                )
-            )
-        truths = [t for x, t in zip(like, leaves, strict=True) if is_encoded(x)]
+    nodes = list(_inner_leaves(state))
+    if any(isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer) for x in jax.tree.leaves(state)):
+        raise TypeError(message("storage_report", "the state has no values", do="Pass arrays, outside jit"))
+    truths = [None] * len(nodes) if shadow is None else jax.tree.leaves(shadow)
+    if len(nodes) != len(truths):
+        wrong = f"the shadow has {len(truths)} leaves"
+        raise ValueError(message("storage_report", wrong, allowed=f"the state has {len(nodes)}"))
+    problems = Problems("storage_report")
+    for (path, x), truth in zip(nodes, truths, strict=True):
+        if is_encoded(x) and truth is not None and jnp.shape(truth) != x.codes.shape:
+            got, at = jnp.shape(truth), path_string(path)
+            problems.add(f"the shadow has shape {got}", at=at, allowed=f"the state has {x.codes.shape}")
+    problems.raise_if_any()
     return StorageReport(
-        _usage(path_string(path), x, truth) for (path, x), truth in zip(encoded, truths, strict=True)
+        _usage(path_string(path), x, truth)
+        for (path, x), truth in zip(nodes, truths, strict=True)
+        if is_encoded(x)
     )
+
+
+def _inner_leaves(state: State) -> Iterator[tuple[Any, Any]]:
+    """Path and leaf of all that is not of `stored` itself, but of the rules in it and around it."""
+    for path, node in jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda x: is_stored(x) or is_encoded(x)
+    )[0]:
+        if is_stored(node):
+            inside = (*path, jax.tree_util.GetAttrKey("inner"))
+            yield from (((*inside, *below), x) for below, x in _inner_leaves(node.inner))
+        else:
+            yield path, node
 
 
 def _usage(path: str, x: Encoded, truth: Any) -> Usage:

@@ -15,7 +15,7 @@ from .._encoded import is_encoded
 from .._errors import Problems, message
 from .._numerics import safe_increment
 from .._parts import NotByPartsError
-from .._paths import listed, path_string
+from .._paths import leaf_paths, listed, path_string
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._by_parts import UpdateByParts, helps
 from ._codec import Codec
@@ -121,6 +121,8 @@ def stored(
             raise ValueError(
                 message("stored", "params are needed, got None", do="Call update(grads, state, params)")
             )
+        if kept is not None:
+            _check_trees(updates, state, params)
         step = safe_increment(state.step)
 
         def whole(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
@@ -159,13 +161,17 @@ def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
         problems.add(f"rule is not a rule, got {rule!r}")
     if params is not None and not hasattr(params, "residual"):
         problems.add(
-            f"params is not a format of parameters, got {params!r}", allowed="jl.rounded(), jl.split()"
+            f"params is not a format of parameters, got a {type(params).__name__}",
+            allowed="jl.rounded(), jl.split()",
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.add(f"seed is not an integer, got {seed!r}")
     elif not 0 <= seed < 2**32:
         problems.add(f"seed is out of range, got {seed!r}", allowed="0 to 2**32 - 1")
     for field, given in formats.items():
+        for glob in given if isinstance(given, Mapping) else []:
+            if not isinstance(glob, str):
+                problems.add(f"{field} has a key that is not a glob, got {glob!r}", allowed="a string")
         for format in given.values() if isinstance(given, Mapping) else [given]:
             if not isinstance(format, Format):
                 problems.add(
@@ -173,6 +179,21 @@ def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
                     allowed="jl.float32(), jl.bfloat16(), jl.float8(), jl.int8() or jl.int4()",
                 )
     problems.raise_if_any(TypeError)
+
+
+def _check_trees(updates: Updates, state: StoredState, params: Params) -> None:
+    """Raises where updates and residuals are not like the parameters."""
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        got, wanted = leaf_paths(updates), leaf_paths(params)
+        unlike = listed([p for p in dict.fromkeys((*got, *wanted)) if (p in got) != (p in wanted)])
+        raise ValueError(
+            message("stored", f"updates and params have different trees: {unlike}", do="Pass both whole")
+        )
+    try:
+        jax.tree.structure(params).flatten_up_to(state.residuals)
+    except ValueError as error:
+        wrong = "params and state have different trees"
+        raise ValueError(message("stored", wrong, do="Pass the state of these parameters")) from error
 
 
 def _is_low(p: Any) -> bool:

@@ -213,6 +213,59 @@ def test_errors(mesh8):
         _int8(jl.zero(jl.adam(1e-2), mesh8, "data")).init(params)
 
 
+def test_errors_of_parameters_and_of_what_is_inside():
+    params = {"w": _normal(0).astype(jnp.bfloat16), "b": jnp.ones(3)}
+    rule = jl.stored(jl.sgd(1e-2, momentum=0.9), params=jl.split())
+    state = rule.init(params)
+    with pytest.raises(ValueError, match=r"stored: updates and params have different trees: 'b'. Pass both"):
+        rule.update({**params, "b": None}, state, params)
+    with pytest.raises(ValueError, match=r"stored: updates and params have different trees: 'w'. Pass both"):
+        rule.update({"b": params["b"]}, state, params)
+    with pytest.raises(ValueError, match=r"stored: params and state have different trees. Pass the state"):
+        rule.update({"b": params["b"]}, state, {"b": params["b"]})
+    with pytest.raises(ValueError, match=r"offload: the rule is inside stored. Write offload.stored.rule"):
+        _int8(jl.offload(jl.adam(1e-2))).init({"w": _normal(0)})
+    with pytest.raises(TypeError, match="stored: nu has a key that is not a glob, got 3; a string"):
+        jl.stored(jl.adam(1e-2), nu={3: jl.int8()})
+    with pytest.raises(
+        TypeError, match=r"stored: params is not a format of parameters, got a dict; jl.rounded"
+    ):
+        jl.stored(jl.adam(1e-2), params)
+    with pytest.raises(ValueError, match=r"int8.encode: a scalar has no last axis"):
+        jl.int8().encode(jnp.ones(()))
+
+
+def test_a_state_may_hold_python_numbers():
+    plain = jl.sgd(1e-2, momentum=0.9)
+    rule = optax.GradientTransformation(
+        lambda p: (plain.init(p), 3), lambda g, s, p=None: (g, (plain.update(g, s[0], p)[1], s[1] + 1))
+    )
+    stored, params = jl.stored(rule, trace=jl.int8()), {"w": _normal(0)}
+    _, state = stored.update(params, stored.init(params), params)
+    assert int(state.inner[1]) == 4
+    assert state.inner[0][0].trace["w"].codes.dtype == jnp.int8
+
+
+def test_what_is_negative_in_a_field_that_must_not_be_shows():
+    rule = jl.stored(jl.sgd(1e-2, momentum=0.9), trace=jl.int8(signed=False))
+    params = {"w": _normal(0)}
+    _, state = rule.update(params, rule.init(params), params)
+    trace = state.inner[0].trace["w"]
+    assert np.all(np.isnan(trace.format.decode(trace)))
+
+
+def test_a_hyperparameter_may_be_traced():
+    def moved(rate):
+        rule = _int8(jl.adam(rate, b2=jnp.float32(0.999) * rate / rate))
+        updates, state = rule.update(params, rule.init(params), params)
+        assert state.inner[0].nu["w"].codes.dtype == jnp.uint8
+        return jnp.sum(jnp.abs(updates["w"]))
+
+    params = {"w": _normal(0)}
+    size = params["w"].size
+    np.testing.assert_allclose(jax.jit(jax.grad(moved))(jnp.float32(0.1)), size, rtol=1e-3)
+
+
 # --- numbers ------------------------------------------------------------------------------------------
 
 
@@ -412,6 +465,19 @@ def test_the_same_bits_among_explicit_axes(on_one):
     params, state = _run(rule, _mesh_params(mesh), _STEPS)
     _equal(params, on_one[0])
     _equal(state.inner, on_one[1])
+
+
+def test_codes_are_the_same_where_a_mesh_divides_blocks(mesh8):
+    rule, params = _int8(jl.adamw(1e-2)), {"w": _normal(0, (64, 512))}
+    step = jax.jit(rule.update)
+    want, want_state = step({"w": _normal(1, (64, 512))}, rule.init(params), params)
+    params, grads = jax.device_put(
+        (params, {"w": _normal(1, (64, 512))}), NamedSharding(mesh8, P(None, "data"))
+    )
+    got, state = jax.block_until_ready(step(grads, rule.init(params), params))
+    _equal(state, want_state)
+    # what decodes and what comes after it are compiled apart there: products are rounded differently
+    np.testing.assert_allclose(got["w"], want["w"], rtol=3e-7)
 
 
 @pytest.mark.parametrize("columns", [640, 1024], ids=["divided blocks", "whole blocks"])

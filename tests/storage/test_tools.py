@@ -1,5 +1,7 @@
 """Conversion, report and explanation of stored states."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,39 @@ def test_conversion_refuses_other_shapes():
         jl.convert(narrow.init(params), narrow, wide, params)
 
 
+def test_conversion_keeps_what_split_has_besides_the_parameters():
+    rule_from = jl.stored(jl.sgd(1e-2, momentum=0.9), trace=jl.int8(), params=jl.split())
+    rule_to = jl.stored(jl.sgd(1e-2, momentum=0.9), params=jl.split(), seed=7)
+    params = {"w": jnp.full((64, 128), 1.001, jnp.bfloat16)}
+    _, state = rule_from.update(params, rule_from.init(params), params)
+    got = jl.convert(state, rule_from, rule_to, params)
+    assert np.any(np.asarray(state.residuals["w"]))
+    np.testing.assert_array_equal(got.residuals["w"], state.residuals["w"])
+    assert (int(got.step), int(got.seed)) == (1, 7)
+
+
+class _CountedState(NamedTuple):
+    step: jax.Array
+    residuals: optax.Params
+
+
+def test_conversion_takes_fields_of_a_rule_that_are_called_like_those_of_stored():
+    def init(params):
+        return _CountedState(jnp.zeros((), jnp.int32), params)
+
+    def update(updates, state, params=None):
+        del params
+        return updates, _CountedState(state.step + 1, updates)
+
+    plain, params = optax.GradientTransformation(init, update), _params()
+    stored = jl.stored(plain, residuals=jl.int8())
+    _, state = plain.update(params, plain.init(params))
+    got = jl.convert(state, plain, stored, params)
+    assert int(got.inner.step) == 1
+    assert int(got.step) == 0
+    np.testing.assert_allclose(got.inner.residuals["b"], params["b"])
+
+
 def test_report():
     plain, stored = jl.adamw(1e-2), _stored(jl.adamw(1e-2))
     state, shadow = _after(stored), _after(plain)
@@ -97,6 +132,22 @@ def test_report():
     assert np.isnan(jl.storage_report(state)[0].error)
     with pytest.raises(ValueError, match="the shadow has 1 leaves; the state has"):
         jl.storage_report(state, {"w": jnp.ones(3)})
+
+
+def test_report_of_a_chain_beside_a_shadow():
+    rule, plain = (optax.chain(optax.clip(1.0), wrap(jl.adam(1e-2))) for wrap in (_stored, lambda r: r))
+    with jax.numpy_dtype_promotion("standard"):
+        report = jl.storage_report(_after(rule), _after(plain))
+    assert [u.path for u in report] == ["1/inner/0/mu/w", "1/inner/0/nu/w"]
+    assert all(0 < u.error < 0.05 for u in report)
+    with pytest.raises(TypeError, match=r"storage_report: the state has no values. Pass arrays"):
+        jl.storage_report(jax.eval_shape(rule.init, _params()))
+    shadow = _after(plain)[1][0].nu
+    with pytest.raises(ValueError, match="storage_report: the shadow has 2 leaves; the state has 5"):
+        jl.storage_report(_after(rule), shadow)
+    wrong = jax.tree.map(lambda x: x.reshape(-1), _after(plain))
+    with pytest.raises(ValueError, match=r"the shadow has shape \(8192,\) at 1/inner/0/mu/w; the state has"):
+        jl.storage_report(_after(rule), wrong)
 
 
 def test_explanation():
