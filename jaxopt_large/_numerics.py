@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._axes import sum_over_shards
+from ._axes import reduction_axes, sum_over_shards
 from ._errors import message
 from ._types import Scalar, Updates
 
@@ -110,7 +110,8 @@ def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
 def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     r"""$\sqrt{\sum_i x_i^2}$ over all leaves, in float32 (float64 when a leaf is), in one pass.
 
-    A second sum, of values scaled by 2^-64, takes over where the first overflows.
+    Where it overflows, a second sum takes over, of values scaled by 2^-64; elsewhere it is not computed
+    (inside mapped axes it is).
 
     Args:
       tree: any tree of arrays; an empty one has norm 0.
@@ -119,10 +120,18 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
-    plain, scaled = jnp.zeros((), dtype), jnp.zeros((), dtype)
-    for leaf in leaves:
-        x = leaf.astype(dtype)
-        plain += jnp.sum(jnp.square(x))
-        scaled += jnp.sum(jnp.square(x * _NORM_SCALE))
-    plain, scaled = sum_over_shards((plain, scaled), axis_name)
-    return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / _NORM_SCALE, jnp.sqrt(plain))
+
+    def plain() -> Array:
+        return sum((jnp.sum(jnp.square(x.astype(dtype))) for x in leaves), jnp.zeros((), dtype))
+
+    def scaled() -> Array:
+        parts = (jnp.sum(jnp.square(x.astype(dtype) * _NORM_SCALE)) for x in leaves)
+        return sum(parts, jnp.zeros((), dtype))
+
+    if reduction_axes(axis_name):
+        first, second = sum_over_shards((plain(), scaled()), axis_name)
+        return jnp.where(jnp.isinf(first), jnp.sqrt(second) / _NORM_SCALE, jnp.sqrt(first))
+    first = plain()
+    return jax.lax.cond(
+        jnp.isinf(first), lambda: jnp.sqrt(scaled()) / _NORM_SCALE, lambda: jnp.sqrt(first)
+    )

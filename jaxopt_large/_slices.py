@@ -34,9 +34,20 @@ class Slices:
 
     Calls within it are inlined, so that a result does not need what only its neighbors need. Inputs and
     results are numbered in the order of `jax.tree.leaves`.
+
+    Args:
+      function: traced once.
+      args: its arguments, or their shapes.
+      keep: calls that stay equations; by default none.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        keep: Callable[[Any], bool] = lambda equation: False,
+    ):
+        self._keep = keep
         closed = jax.make_jaxpr(function)(*args)
         self.has_effects = bool(closed.effects)  # prints, callbacks, checks: they belong to no result
         self.equations: list[Equation] = []
@@ -65,7 +76,7 @@ class Slices:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            inner = _called(eqn)
+            inner = None if self._keep(eqn) else _called(eqn)
             if inner is not None and len(inner.jaxpr.invars) == len(operands):
                 outputs = self._inline(inner.jaxpr, operands, inner.consts)
             else:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from .._axes import reduction_axes
+from .._axes import is_surrounded_by, reduction_axes
 from .._encoded import is_encoded
 from .._parts import ByParts, NotByPartsError
 from .._slices import Slices
@@ -31,7 +31,8 @@ def helps(updates: Updates, params: Params | None) -> bool:
     """Are large leaves whole on one CPU device, in a program that is to be compiled?"""
     leaves, treedef = jax.tree.flatten(updates)
     return (
-        jax.device_count() == 1
+        not is_surrounded_by("apply")  # which runs whole steps by parts
+        and jax.device_count() == 1
         and jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty
         and not reduction_axes()
@@ -154,7 +155,7 @@ class UpdateByParts:
             elif self.kept(k):
                 value = self._value(k) + results[k]
                 results[k], residuals[k] = self.codec.write(k, self.params[k], value)
-        began = _hidden_zero(self.codec.step)
+        began = hidden_zero(self.codec.step)
         for i, loop in self.loops.items():
             loop.prepare()
             leaf, began = self._looped(i, loop, began)
@@ -271,16 +272,16 @@ class UpdateByParts:
 
 
 @custom_vmap
-def _hidden_zero(step: Any) -> Any:
+def hidden_zero(step: Any) -> Any:
     """A 0 that compilers do not see: loops of one round stay, and loops after it wait."""
     return jnp.minimum(step, 0)
 
 
-@_hidden_zero.def_vmap
+@hidden_zero.def_vmap
 def _(size: int, is_batched: Any, steps: Any) -> Any:
     """One for the whole batch: with one each, loops would select every array they carry."""
     del size, is_batched
-    return _hidden_zero(jnp.min(steps)), False
+    return hidden_zero(jnp.min(steps)), False
 
 
 def _shape(node: Any) -> tuple[int, ...]:

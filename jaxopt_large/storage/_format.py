@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
 from .._compat import auto_axes, explicit_sharding
-from .._encoded import BLOCK, DECODE, ENCODE, Encoded, scale_order, scale_shape
+from .._encoded import BLOCK, Encoded, scale_order, scale_shape
 from .._errors import message
 from ._blocks import block_max, from_blocks, to_blocks
+from ._marks import Mark, marked
 from ._random import Part, random_bits
 
 _SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
@@ -151,8 +152,9 @@ def _encoder(
         codes = format.to_codes(view * inverse[..., None], lambda: to_blocks(bits()))
         return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)
 
-    encode.__name__ = encode.__qualname__ = f"{ENCODE}_{format.name}"
-    return jax.jit(encode)
+    what = (format, order, whole, apart)
+    mark = Mark("encode", whole, order, functools.partial(_encoder, format))
+    return marked(encode, format.name, what, mark)
 
 
 @functools.cache
@@ -168,8 +170,11 @@ def _decoder(format: Format, dtype: str, order: tuple[int, ...]) -> Callable[...
             x = jnp.maximum(x, jnp.minimum(scale, _SMALLEST_UNSIGNED))
         return from_blocks(x, codes.shape[-1]).astype(dtype)
 
-    decode.__name__ = decode.__qualname__ = f"{DECODE}_{format.name}"
-    return jax.jit(decode)
+    def make(order: tuple[int, ...], whole: tuple[int, ...], apart: bool) -> Callable[..., Any]:
+        del whole, apart
+        return _decoder(format, dtype, order)
+
+    return marked(decode, format.name, (format, dtype, order), Mark("decode", (), order, make))
 
 
 def stochastic_codes(n: Array, low: Array, value: Callable[[Array], Array], u: Array) -> Array:

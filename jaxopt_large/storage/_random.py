@@ -69,7 +69,8 @@ def random_bits(
 
 def uniform(bits: UInt32[Array, "..."]) -> Array:
     """Uniform float32 in [0, 1), from the upper 24 bits."""
-    return (bits >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2.0**-24)
+    wide = (bits >> jnp.uint32(8)).astype(jnp.int32)  # of which chips make floats, of unsigned ones not all
+    return wide.astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
 def _iota(shape: tuple[int, ...], dim: int, start: Any) -> UInt32[Array, "..."]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Int8, UInt32
 
-from .._encoded import DECODE, ENCODE
+from ._marks import Mark, marked
 from ._random import Part, random_bits
 from .bfloat16 import round_stochastically
 
@@ -123,8 +123,7 @@ def _reader(format: ParameterFormat) -> Callable[..., Any]:
     def decode(p: Array, residual: Any) -> Array:
         return format.read(p, residual)
 
-    decode.__name__ = decode.__qualname__ = f"{DECODE}_{format.name}"
-    return jax.jit(decode)
+    return marked(decode, format.name, format, Mark("read", (), (), lambda *_: _reader(format)))
 
 
 @functools.cache
@@ -132,8 +131,8 @@ def _writer(format: ParameterFormat, whole: tuple[int, ...]) -> Callable[..., An
     def encode(p: Array, value: Array, key: Array, starts: tuple[Any, ...]) -> tuple[Array, Any]:
         return format.write(p, value, random_bits(key, p.shape, Part(whole, starts)))
 
-    encode.__name__ = encode.__qualname__ = f"{ENCODE}_{format.name}"
-    return jax.jit(encode)
+    mark = Mark("write", whole, (), lambda order, whole, apart: _writer(format, whole))
+    return marked(encode, format.name, (format, whole), mark)
 
 
 def _word(x: Float32[Array, "..."]) -> Array:

@@ -1,0 +1,228 @@
+"""A pass as one Pallas kernel: tiles come in, all of the step happens to them, and they go out in place."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from .._encoded import BLOCK
+from ..storage._marks import Mark
+from ._lowerable import PRIMITIVES, evaluated, primitives_of
+from ._pass import Order, Pass
+from ._tiles import TPU_LIMIT, Tile, block_of, index_of, tile_for
+
+TARGETS = ("tpu", "gpu", "interpret")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a tile is; its leading axes are gone.
+
+    Attributes:
+      tile: its shape.
+      starts: of the tile in the array at hand, along each axis.
+      length: of the array's last axis.
+      padded: does the tile reach beyond it?
+    """
+
+    tile: Tile
+    starts: tuple[Any, ...]
+    length: int
+    padded: bool
+
+    def shape_of(self, order: Order | None) -> tuple[int, ...]:
+        rows, blocks = self.tile.rows, self.tile.columns // BLOCK
+        if order is None:
+            return (rows, self.tile.columns)
+        return (rows, blocks) if _flat(order) == (0, 1) else (blocks, rows)
+
+    def call(self, mark: Mark, operands: list[Any]) -> tuple[Any, ...]:
+        if mark.kind in ("decode", "read"):
+            codes, *rest = operands
+            return (mark.make(_flat(mark.order), (), True)(codes, rest[0] if rest else None),)
+        count = 1 if mark.kind == "encode" else 2
+        arrays, key, starts = operands[:count], operands[count], operands[count + 1 :]
+        if self.padded and mark.order:  # what lies beyond is no number
+            column = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile.columns), 1) + self.starts[-1]
+            arrays[0] = jnp.where(column < self.length, arrays[0], jnp.zeros((), arrays[0].dtype))
+        *places, column = (a + b for a, b in zip(starts, self.starts, strict=True))
+        row = sum(p * math.prod(mark.whole[n + 1 : -1]) for n, p in enumerate(places))
+        whole = (math.prod(mark.whole[:-1]), mark.whole[-1])
+        run = mark.make(_flat(mark.order), whole, True)
+        return tuple(x for x in run(*arrays, key, (row, column)) if x is not None)
+
+
+def _flat(order: Order) -> Order:
+    """An order of axes when only the last two are left."""
+    if not order:
+        return ()
+    last = len(order) - 1
+    return (1, 0) if order.index(last) < order.index(last - 1) else (0, 1)
+
+
+def why_not(pass_: Pass, target: str) -> str | None:
+    """Why no kernel can run a pass; None: one can."""
+    tile = tile_for(pass_, target)
+    if isinstance(tile, str):
+        return tile
+    unknown = sorted(primitives_of(_traced(pass_, tile)) - PRIMITIVES)
+    return f"its equations have {', '.join(unknown)}" if unknown else None
+
+
+def _traced(pass_: Pass, tile: Tile) -> Any:
+    """The pass on a tile: (its place, arrays, scalars) -> results."""
+    length = pass_.shape[-1]
+
+    def run(starts: list[Any], arrays: list[Any], scalars: list[Any]) -> list[Any]:
+        place = _Place(tile, tuple(starts), length, length % tile.columns != 0)
+        values = dict(zip((*pass_.inputs, *pass_.scalars), (*arrays, *scalars), strict=True))
+        wanted = list(pass_.results.values())
+        return pass_.computed(values, wanted, functools.partial(pass_.on_part, place))
+
+    shape_of = _Place(tile, (), length, False).shape_of
+    return jax.make_jaxpr(run)(
+        [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
+        [jax.ShapeDtypeStruct(shape_of(pass_.kinds[v]), pass_.types[v].dtype) for v in pass_.inputs],
+        [jax.ShapeDtypeStruct((), pass_.types[v].dtype) for v in pass_.scalars],
+    )
+
+
+def kernel(
+    pass_: Pass,
+    aliased: Sequence[int | None],
+    arrays: Sequence[Any],
+    scalars: Sequence[Any],
+    target: str,
+    *,
+    interpret: bool = False,
+) -> list[Any]:
+    """The results of a pass.
+
+    Args:
+      pass_: the equations.
+      aliased: for each result, the number of the input whose place it takes.
+      arrays: the inputs.
+      scalars: what is computed before.
+      target: "tpu", "gpu" or "interpret".
+      interpret: run it on any platform, for tests.
+    """
+    tile = tile_for(pass_, target)
+    assert isinstance(tile, Tile)  # `why_not` was asked
+    closed = _traced(pass_, tile)
+    wanted = list(pass_.results.values())
+    padded = any(n % size for n, size in zip(pass_.shape[-2:], tile, strict=True))
+    edges = (_Masked if target == "gpu" and padded else _Blocks)(pass_, tile)
+    rank = len(pass_.shape)
+    floats = [n for n, x in enumerate(scalars) if jnp.issubdtype(x.dtype, jnp.floating)]
+    integers = [n for n in range(len(scalars)) if n not in floats]
+    grid = (*pass_.shape[:-2], pl.cdiv(pass_.shape[-2], tile.rows), pl.cdiv(pass_.shape[-1], tile.columns))
+
+    def body(float_ref: Any, integer_ref: Any, *refs: Any) -> None:
+        sources, targets = refs[: len(arrays)], refs[len(arrays) :]
+        index = [pl.program_id(axis) for axis in range(rank)]
+        starts = [*index[:-2], index[-2] * tile.rows, index[-1] * tile.columns]
+        numbers: list[Any] = [None] * len(scalars)
+        for place, n in enumerate(floats):
+            numbers[n] = float_ref[place].astype(scalars[n].dtype)
+        for place, n in enumerate(integers):
+            word, dtype = integer_ref[place], scalars[n].dtype
+            numbers[n] = word != 0 if dtype == jnp.bool_ else word.astype(dtype)
+        loaded = [edges.load(ref, v, index) for ref, v in zip(sources, pass_.inputs, strict=True)]
+        made = evaluated(closed, [*starts, *loaded, *numbers])
+        for ref, v, x in zip(targets, wanted, made, strict=True):
+            edges.store(ref, v, index, x)
+
+    vectors = [
+        jnp.stack([scalars[n].astype(dtype) for n in chosen]) if chosen else jnp.zeros(1, dtype)
+        for chosen, dtype in ((floats, jnp.float32), (integers, jnp.int32))
+    ]
+    call = pl.pallas_call(
+        body,
+        grid=grid,
+        in_specs=[*(_vector_spec(x, target) for x in vectors), *(edges.spec(v) for v in pass_.inputs)],
+        out_specs=[edges.spec(v) for v in wanted],
+        out_shape=[jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in wanted],
+        input_output_aliases={2 + n: k for k, n in enumerate(aliased) if n is not None},
+        interpret=interpret or target == "interpret",
+        name="jaxopt_large_step",
+        **_options(target),
+    )
+    return call(*vectors, *arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """Tiles that come and go by themselves; what lies beyond an array is not written."""
+
+    pass_: Pass
+    tile: Tile
+
+    def spec(self, v: Any) -> pl.BlockSpec:
+        order, rank = self.pass_.kinds[v], len(self.pass_.shape)
+        return pl.BlockSpec(block_of(order, rank, self.tile), lambda *index: index_of(order, index))
+
+    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
+        del v, index
+        return ref[...]
+
+    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
+        del v, index
+        ref[...] = x
+
+
+class _Masked(_Blocks):
+    """Tiles that are read and written by address: Triton leaves out what lies beyond an array when told."""
+
+    def spec(self, v: Any) -> pl.BlockSpec:
+        shape = self.pass_.types[v].shape
+        return pl.BlockSpec(shape, lambda *index: (0,) * len(shape))
+
+    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
+        from jax.experimental.pallas import triton
+
+        where, mask = self._at(v, index)
+        return triton.load(ref.at[where], mask=mask, other=jnp.zeros((), ref.dtype))
+
+    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
+        from jax.experimental.pallas import triton
+
+        where, mask = self._at(v, index)
+        triton.store(ref.at[where], x, mask=mask)
+
+    def _at(self, v: Any, index: list[Any]) -> tuple[tuple[Any, ...], Any]:
+        order, rank, shape = self.pass_.kinds[v], len(self.pass_.shape), self.pass_.types[v].shape
+        sizes, places = block_of(order, rank, self.tile), index_of(order, tuple(index))
+        where = tuple(
+            place if size is None else pl.ds(place * size, size) for place, size in zip(places, sizes, strict=True)
+        )
+        boxed = [(n, size, place) for n, size, place in zip(shape, sizes, places, strict=True) if size is not None]
+        box = tuple(size for _, size, _ in boxed)
+        mask = jnp.ones(box, jnp.bool_)
+        for axis, (n, size, place) in enumerate(boxed):
+            mask &= jax.lax.broadcasted_iota(jnp.int32, box, axis) + place * size < n
+        return where, mask
+
+
+def _vector_spec(x: Any, target: str) -> pl.BlockSpec:
+    if target == "tpu":
+        from jax.experimental.pallas import tpu as pltpu
+
+        return pl.BlockSpec(memory_space=pltpu.SMEM)
+    return pl.BlockSpec(x.shape, lambda *index: (0,))
+
+
+def _options(target: str) -> dict[str, Any]:
+    if target == "gpu":
+        from jax.experimental.pallas import triton
+
+        return {"compiler_params": triton.CompilerParams(num_warps=4)}
+    if target == "tpu":
+        from jax.experimental.pallas import tpu as pltpu
+
+        return {"compiler_params": pltpu.CompilerParams(vmem_limit_bytes=TPU_LIMIT)}
+    return {}

@@ -1,0 +1,116 @@
+"""Equations as kernel compilers take them: what Mosaic or Triton lack, made of what they have."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._compat import bind
+
+_NARROW = (jnp.int8, jnp.uint8, jnp.int4, jnp.uint4, jnp.uint16, jnp.int16)
+
+PRIMITIVES = frozenset(
+    """
+    abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp concatenate convert_element_type copy
+    div eq exp exp2 expand_dims floor ge gt integer_pow iota is_finite jit le log logistic lt max min mul ne
+    neg not or pjit reduce_max reduce_precision rem reshape round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sign slice sqrt square squeeze stop_gradient sub tanh transpose
+    xor copy_p custom_jvp_call
+    """.split()  # noqa: SIM905
+)  # what the two compilers can do, with what is made here
+
+
+def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
+    """The results of a traced function, by equations that kernel compilers have."""
+    values = dict(zip(closed.jaxpr.invars, args, strict=True))
+    values |= dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else values[atom]
+
+    for eqn in closed.jaxpr.eqns:
+        operands = [read(a) for a in eqn.invars]
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        if hasattr(inner, "consts"):
+            made = evaluated(inner, operands)
+        else:
+            made = _RULES.get(eqn.primitive.name, bind)(eqn, operands)
+        values.update(zip(eqn.outvars, made, strict=True))
+    return [read(a) for a in closed.jaxpr.outvars]
+
+
+def primitives_of(closed: Any) -> set[str]:
+    """The names of the primitives in a traced function."""
+    found = set()
+    for eqn in closed.jaxpr.eqns:
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        found |= primitives_of(inner) if hasattr(inner, "consts") else {eqn.primitive.name}
+    return found
+
+
+def _convert(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Between floats and narrow integers by way of int32."""
+    (x,), dtype = operands, eqn.params["new_dtype"]
+    was = eqn.invars[0].aval.dtype
+    floating = [jnp.issubdtype(d, jnp.floating) for d in (was, dtype)]
+    if (floating[0] and dtype in _NARROW) or (floating[1] and was in _NARROW):
+        x = jax.lax.convert_element_type(x, jnp.int32)
+    if was == jnp.uint32 and floating[1]:  # halves, each exact
+        high, low = ((h.astype(jnp.int32).astype(jnp.float32)) for h in (x >> 16, x & 0xFFFF))
+        x = high * jnp.float32(2**16) + low
+    return [jax.lax.convert_element_type(x, dtype)]
+
+
+def _round(eqn: Any, operands: list[Any]) -> list[Any]:
+    """To the nearest integer, of two the even one."""
+    (x,) = operands
+    if eqn.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        return bind(eqn, operands)
+    low = jnp.floor(x)
+    rest = x - low
+    odd = low - 2.0 * jnp.floor(low * 0.5)
+    up = (rest > 0.5) | ((rest == 0.5) & (odd == 1.0))
+    return [jnp.where(up, low + 1.0, low)]
+
+
+def _is_finite(eqn: Any, operands: list[Any]) -> list[Any]:
+    del eqn
+    return [jnp.abs(operands[0]) < jnp.inf]
+
+
+def _reduce_precision(eqn: Any, operands: list[Any]) -> list[Any]:
+    """To bfloat16, in integers: of a cast there and back compilers make nothing."""
+    (x,) = operands
+    if (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) != (8, 7) or x.dtype != jnp.float32:
+        return bind(eqn, operands)
+    word = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    nearest = word + jnp.uint32(0x7FFF) + ((word >> jnp.uint32(16)) & jnp.uint32(1))
+    rounded = jax.lax.bitcast_convert_type(nearest & jnp.uint32(0xFFFF0000), jnp.float32)
+    return [jnp.where(x == x, rounded, x)]
+
+
+def _clamp(eqn: Any, operands: list[Any]) -> list[Any]:
+    del eqn
+    low, x, high = operands
+    return [jnp.minimum(jnp.maximum(x, low), high)]
+
+
+def _power(eqn: Any, operands: list[Any]) -> list[Any]:
+    (x,), n = operands, eqn.params["y"]
+    if not 1 <= n <= 4:
+        return bind(eqn, operands)
+    square = x * x
+    return [{1: x, 2: square, 3: square * x, 4: square * square}[n]]
+
+
+_RULES: dict[str, Callable[[Any, list[Any]], list[Any]]] = {
+    "convert_element_type": _convert,
+    "round": _round,
+    "is_finite": _is_finite,
+    "reduce_precision": _reduce_precision,
+    "clamp": _clamp,
+    "integer_pow": _power,
+    "square": lambda eqn, operands: [operands[0] * operands[0]],
+    "stop_gradient": lambda eqn, operands: operands,
+}

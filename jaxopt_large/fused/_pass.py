@@ -1,0 +1,141 @@
+"""What one pass over a parameter's arrays computes: gradient, parameter and state in, the new ones out."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import bind
+from .._slices import Constant, Equation, Variable
+from ..storage._marks import mark_of
+
+Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
+
+# what only says where an array is placed or in which form it is handed on
+PASSED_ON = frozenset(
+    "copy copy_p device_put opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary"
+    " sharding_constraint stop_gradient".split()  # noqa: SIM905
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """Equations that work element by element, or block by block, on arrays of one shape.
+
+    Attributes:
+      shape: of all arrays but scales.
+      inputs: what is read: arrays of the shape, and the scales of codes of the shape.
+      scalars: what is computed before, of shape ().
+      equations: in their order; codecs are calls with a mark.
+      results: what is written -> the variable that holds it.
+      kinds: of each variable that is not a scalar: None for an array, for scales their order.
+      types: of each variable.
+    """
+
+    shape: tuple[int, ...]
+    inputs: tuple[Variable, ...]
+    scalars: tuple[Variable, ...]
+    equations: tuple[Equation, ...]
+    results: Mapping[int, Variable]
+    kinds: Mapping[Variable, Order | None]
+    types: Mapping[Variable, Any]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @functools.cached_property
+    def has_blocks(self) -> bool:
+        """Is an array kept as codes and scales?"""
+        return any(order is not None for order in self.kinds.values())
+
+    @functools.cached_property
+    def key(self) -> Any:
+        """Equal for passes that one function can run."""
+        names = {v: n for n, v in enumerate((*self.inputs, *self.scalars))}
+
+        def name(atom: Any) -> Any:
+            if not isinstance(atom, Constant):
+                return names[atom]
+            value = np.asarray(atom.value)
+            return str(value.dtype), value.shape, value.tobytes()
+
+        steps = []
+        for eqn in self.equations:
+            operands = tuple(name(a) for a in eqn.inputs)
+            names.update({v: len(names) + n for n, v in enumerate(eqn.outputs)})
+            steps.append((eqn.of.primitive.name, _params_key(eqn.of), operands, len(eqn.outputs)))
+        types = tuple((self.types[v].shape, str(self.types[v].dtype)) for v in (*self.inputs, *self.scalars))
+        return self.shape, types, tuple(steps), tuple(name(v) for v in self.results.values())
+
+    def computed(
+        self, values: dict[Any, Any], wanted: Sequence[Any], run: Callable[[Equation, list[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """The values of variables, given those of others.
+
+        Args:
+          values: variable -> value; completed.
+          wanted: variables and constants.
+          run: (equation, its operands) -> its results.
+        """
+
+        def read(atom: Any) -> Any:
+            return atom.value if isinstance(atom, Constant) else values[atom]
+
+        for eqn in self.needed(wanted, values):
+            values.update(zip(eqn.outputs, run(eqn, [read(a) for a in eqn.inputs]), strict=True))
+        return [read(a) for a in wanted]
+
+    def needed(self, wanted: Sequence[Any], given: Any) -> list[Equation]:
+        """The equations between variables that are given and those that are wanted, in their order."""
+        open_ = {a for a in wanted if not isinstance(a, Constant) and a not in given}
+        found = []
+        for eqn in reversed(self.equations):
+            if any(v in open_ for v in eqn.outputs):
+                found.append(eqn)
+                open_.update(a for a in eqn.inputs if not isinstance(a, Constant) and a not in given)
+        return found[::-1]
+
+    def whole(self, arrays: Sequence[Any], scalars: Sequence[Any]) -> list[Any]:
+        """The results, all at once: what every other way is held against."""
+        values = dict(zip((*self.inputs, *self.scalars), (*arrays, *scalars), strict=True))
+        return self.computed(values, list(self.results.values()), lambda eqn, xs: bind(eqn.of, xs))
+
+    def on_part(self, part: Any, eqn: Equation, operands: list[Any]) -> Sequence[Any]:
+        """An equation on a part of its arrays.
+
+        Args:
+          part: which; it calls codecs, and knows the shape of its arrays and scales.
+          eqn: one of the equations.
+          operands: parts, and scalars.
+        """
+        mark = mark_of(eqn.of)
+        if mark is not None:
+            return part.call(mark, operands)
+        name = eqn.of.primitive.name
+        if name == "broadcast_in_dim":
+            return [jnp.broadcast_to(operands[0], part.shape_of(self.kinds[eqn.outputs[0]]))]
+        if name in PASSED_ON:
+            return operands
+        return bind(eqn.of, operands)
+
+
+def _params_key(equation: Any) -> Any:
+    if mark_of(equation) is not None:
+        return equation.params["name"]
+    return tuple((k, v if _is_hashable(v) else repr(v)) for k, v in sorted(equation.params.items()))
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+

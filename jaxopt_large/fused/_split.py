@@ -1,0 +1,182 @@
+"""The dataflow split: a traced step, taken apart into one pass per parameter.
+
+From each result the equations are followed back as long as they work element by element, or are codecs.
+What else they need (norms, counters, schedules, matrix products) is a cut: computed before, by XLA.
+"""
+
+from typing import Any
+
+import jax
+
+from .._encoded import is_encoded, scale_shape
+from .._parts import ELEMENTWISE
+from .._slices import Constant, Equation, Slices, Variable
+from ..storage._marks import Mark, mark_of
+from ._pass import Order, Pass
+
+_RESHAPING = {"expand_dims", "reshape", "squeeze", "transpose"}
+_BY_ELEMENT = ELEMENTWISE - _RESHAPING
+
+
+class _NotByPassError(Exception):
+    """A result cannot be had element by element."""
+
+
+class _Walk:
+    """One result, followed back."""
+
+    def __init__(self, slices: Slices, shape: tuple[int, ...]):
+        self._slices, self._shape = slices, shape
+        self.kinds: dict[Variable, Order | None] = {}
+        self.inputs: set[Variable] = set()
+        self.scalars: set[Variable] = set()
+        self.equations: dict[int, Equation] = {}  # by the first variable that they make
+
+    def follow(self, atom: Any, order: Order | None) -> None:
+        """Follows an array, or scales in an order."""
+        pending = [(atom, order)]
+        while pending:
+            atom, order = pending.pop()
+            if isinstance(atom, Constant):
+                if getattr(atom.value, "shape", ()) != ():
+                    raise _NotByPassError
+                continue
+            if atom in self.kinds:
+                if self.kinds[atom] != order:
+                    raise _NotByPassError
+                continue
+            self.kinds[atom] = order
+            eqn = self._slices.made_by.get(atom)
+            operands = None if eqn is None else self._operands(eqn, atom, order)
+            if eqn is None or operands is None:
+                if self._slices.types[atom].shape != self._expected(order):
+                    raise _NotByPassError
+                self.inputs.add(atom)
+                continue
+            self.equations[eqn.outputs[0]] = eqn
+            for a, kind in operands:
+                if kind == "scalar":
+                    self.scalars.update(() if isinstance(a, Constant) else (a,))
+                else:
+                    pending.append((a, kind))
+
+    def _expected(self, order: Order | None) -> tuple[int, ...]:
+        return self._shape if order is None else scale_shape(self._shape, order)
+
+    def _operands(self, eqn: Equation, atom: Any, order: Order | None) -> list[tuple[Any, Any]] | None:
+        """What an equation needs, each with its kind; None: it is not made element by element."""
+        if self._slices.types[atom].shape != self._expected(order):
+            return None
+        mark = mark_of(eqn.of)
+        if mark is not None:
+            return self._of_codec(mark, eqn, atom, order)
+        name = eqn.of.primitive.name
+        shapes = [self._shape_of(a) for a in eqn.inputs]
+        if name == "broadcast_in_dim":
+            return [(eqn.inputs[0], "scalar")] if shapes == [()] else None
+        if name not in _BY_ELEMENT or any(s not in ((), self._expected(order)) for s in shapes):
+            return None
+        if any(self._slices.types[v].shape != self._expected(order) for v in eqn.outputs):
+            return None
+        return [(a, order if s else "scalar") for a, s in zip(eqn.inputs, shapes, strict=True)]
+
+    def _of_codec(
+        self, mark: Mark, eqn: Equation, atom: Any, order: Order | None
+    ) -> list[tuple[Any, Any]] | None:
+        if mark.order and len(mark.order) != len(self._shape):
+            return None  # it was mapped over
+        if mark.kind in ("decode", "read"):
+            first, *rest = eqn.inputs
+            kind = mark.order if mark.kind == "decode" else None
+            return [(first, None), *((a, kind) for a in rest)] if order is None else None
+        arrays = 1 if mark.kind == "encode" else 2
+        if len(eqn.inputs) - arrays - 1 != len(self._shape):
+            return None  # it was mapped over, or is a run of a flattened array
+        for v, kind in zip(eqn.outputs, (None, mark.order or None), strict=False):
+            if v == atom and kind != order:
+                return None
+            self.kinds.setdefault(v, kind)
+        return [(a, None if n < arrays else "scalar") for n, a in enumerate(eqn.inputs)]
+
+    def _shape_of(self, atom: Any) -> tuple[int, ...]:
+        if isinstance(atom, Constant):
+            return tuple(getattr(atom.value, "shape", ()))
+        return tuple(self._slices.types[atom].shape)
+
+
+def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None]]) -> list[Pass]:
+    """The passes of a step.
+
+    Args:
+      slices: the step, its codecs kept as calls.
+      results: those to look at -> the shape of the arrays they belong to, and for scales their order.
+
+    Returns:
+      Passes that share no input; results that cannot be had by one are in none.
+    """
+    walks: dict[int, _Walk] = {}
+    for k, (shape, order) in results.items():
+        atom = slices.outputs[k]
+        walk = _Walk(slices, shape)
+        try:
+            walk.follow(atom, order)
+        except _NotByPassError:
+            continue
+        if walk.equations:  # else it is an input handed on, or a constant
+            walks[k] = walk
+    return [_joined(slices, {k: walks[k] for k in group}) for group in _groups(walks)]
+
+
+def _groups(walks: dict[int, _Walk]) -> list[list[int]]:
+    """Results that share an input, together."""
+    groups: dict[int, list[int]] = {}
+    of: dict[tuple[Variable, Any], int] = {}
+    for k, walk in walks.items():
+        shape = walk._shape
+        touched = sorted({of[v, shape] for v in walk.inputs if (v, shape) in of})
+        groups[k] = sorted([k, *(j for g in touched for j in groups.pop(g))])
+        for j in groups[k]:
+            of.update({(v, shape): k for v in walks[j].inputs})
+    return list(groups.values())
+
+
+def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
+    kinds: dict[Variable, Order | None] = {}
+    equations: dict[int, Equation] = {}
+    inputs: set[Variable] = set()
+    scalars: set[Variable] = set()
+    for walk in walks.values():
+        kinds |= walk.kinds
+        equations |= walk.equations
+        inputs |= walk.inputs
+        scalars |= walk.scalars
+    first = next(iter(walks.values()))
+    return Pass(
+        first._shape,
+        tuple(sorted(inputs)),
+        tuple(sorted(scalars)),
+        tuple(equations[v] for v in sorted(equations)),
+        {k: slices.outputs[k] for k in walks},
+        kinds,
+        slices.types,
+    )
+
+
+def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:
+    """Results of a step to look at: new parameters, numbered from 0, and a new state, from `first`."""
+    found: dict[int, tuple[tuple[int, ...], Order | None]] = {
+        i: (tuple(p.shape), None) for i, p in enumerate(params)
+    }
+    for node in jax.tree.leaves(state, is_leaf=is_encoded):
+        leaves = jax.tree.leaves(node)
+        shape = tuple(leaves[0].shape)
+        orders: list[Order | None] = [None] if len(leaves) == 1 else [None, node.order]
+        for order in orders:
+            found[first] = (shape, order)
+            first += 1
+    return {k: v for k, v in found.items() if v[0]}
+
+
+def keep_codecs(equation: Any) -> bool:
+    """Are equations calls of codecs?"""
+    return mark_of(equation) is not None

@@ -1,0 +1,82 @@
+"""The shape of a kernel's tiles: what chips take, and what fits in their fast memory."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from .._encoded import BLOCK, blocks_of
+from ._pass import Order, Pass
+
+TPU_LIMIT = 32 * 2**20  # bytes of fast memory that a kernel may take; v5e and v6e have 128 MiB, v5p 95
+_TPU_BUDGET = 12 * 2**20  # of these, what is counted here: compilers keep more alive than that
+_GPU_ELEMENTS = 2**14  # of a tile: its values stay in registers
+_TEMPORARIES = 6  # float32 arrays of a tile's shape alive at once, about
+
+
+class Tile(NamedTuple):
+    """The last two axes of a tile; all others are taken one by one.
+
+    Attributes:
+      rows: along the last axis but one.
+      columns: along the last, whole blocks; it may be more than the array has.
+    """
+
+    rows: int
+    columns: int
+
+
+def tile_for(pass_: Pass, target: str) -> Tile | str:
+    """A tile for the arrays of a pass, or why there is none.
+
+    Args:
+      pass_: what the kernel is to compute.
+      target: "tpu", "gpu", or "interpret" for none.
+    """
+    if len(pass_.shape) < 2:
+        return "fewer than two axes"
+    if any(pass_.types[v].dtype.itemsize == 8 for v in (*pass_.inputs, *pass_.scalars)):
+        return "64-bit numbers"
+    if target == "gpu":
+        if any(pass_.types[v].dtype in (jnp.int4, jnp.uint4) for v in pass_.inputs):
+            return "codes of 4 bits, which are packed in memory"
+        rows, columns = (_power_of_two(n) for n in (pass_.shape[-2], blocks_of(pass_.shape[-1]) * BLOCK))
+        columns = min(columns, 1024)
+        return Tile(min(rows, max(1, _GPU_ELEMENTS // columns)), columns)
+    orders = {order for order in pass_.kinds.values() if order is not None}
+    leading = len(pass_.shape) - 2
+    if any(pass_.shape[axis] != 1 and axis < leading for order in orders for axis in order[-2:]):
+        return "scales whose longest axis is not one of the last two"
+    rows, columns = pass_.shape[-2], blocks_of(pass_.shape[-1]) * BLOCK
+    by_block = any(order.index(leading) > order.index(leading + 1) for order in orders)
+    by_row = any(order.index(leading) < order.index(leading + 1) for order in orders)
+    row_unit, column_unit = (BLOCK if by_block else 32), (BLOCK * BLOCK if by_row else 8 * BLOCK)
+    found = Tile(min(rows, row_unit) if rows <= row_unit else row_unit, min(columns, column_unit))
+    size = _bytes(pass_, found)
+    if size > _TPU_BUDGET:
+        return f"a tile of {found.rows} x {found.columns} takes {size} bytes"
+    while found.rows < rows and found.rows < 512 and _bytes(pass_, found._replace(rows=2 * found.rows)) <= _TPU_BUDGET:
+        found = found._replace(rows=2 * found.rows)
+    return found._replace(rows=min(rows, found.rows))
+
+
+def _bytes(pass_: Pass, tile: Tile) -> int:
+    """What a tile takes in fast memory: each array twice, as the next is on its way, and temporaries."""
+    arrays = [pass_.types[v] for v in (*pass_.inputs, *pass_.results.values()) if pass_.kinds[v] is None]
+    each = 2 * sum(kind.dtype.itemsize for kind in arrays) + 4 * _TEMPORARIES
+    return tile.rows * tile.columns * each
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, math.ceil(math.log2(n)))
+
+
+def block_of(order: Order | None, rank: int, tile: Tile) -> tuple[Any, ...]:
+    """A block's shape of arrays, or of scales in an order; None: one by one."""
+    sizes: list[Any] = [None] * (rank - 2) + [tile.rows, tile.columns if order is None else tile.columns // BLOCK]
+    return tuple(sizes if order is None else (sizes[axis] for axis in order))
+
+
+def index_of(order: Order | None, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a block is, given a program's index."""
+    return index if order is None else tuple(index[axis] for axis in order)

@@ -1,0 +1,53 @@
+"""Calls of codecs, by the names they have in a traced step.
+
+Each codec is a jit with a name of its own. Who runs a traced step in another way finds out here what a
+call stands for, and makes it anew for parts of its arrays.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from .._encoded import DECODE, ENCODE
+
+
+class Mark(NamedTuple):
+    """What a call stands for.
+
+    Attributes:
+      kind: "encode": (array, key, starts) -> codes, scales; "decode": (codes, scales) -> array; "write":
+        (parameter, value, key, starts) -> update, residual; "read": (parameter, residual) -> value.
+      whole: the shape of the array that the random bits are for; () where there are none.
+      order: of the scales' axes; () where there are none.
+      make: (order, whole, apart) -> the function, for parts too; `apart` as in `Format.encode`.
+    """
+
+    kind: str
+    whole: tuple[int, ...]
+    order: tuple[int, ...]
+    make: Callable[[tuple[int, ...], tuple[int, ...], bool], Callable[..., Any]]
+
+
+_marks: dict[str, Mark] = {}
+
+
+def marked(function: Callable[..., Any], name: str, what: Any, mark: Mark) -> Callable[..., Any]:
+    """A jit of `function` under a name that says what it is; equal codecs have equal names.
+
+    Args:
+      function: the codec.
+      name: of the format.
+      what: all that distinguishes it from others of that format.
+      mark: what a call stands for.
+    """
+    prefix = ENCODE if mark.kind in ("encode", "write") else DECODE
+    function.__name__ = function.__qualname__ = f"{prefix}_{name}_{zlib.crc32(repr(what).encode()):08x}"
+    _marks[function.__name__] = mark
+    return jax.jit(function)
+
+
+def mark_of(equation: Any) -> Mark | None:
+    """What an equation of a jaxpr stands for, if it calls a codec."""
+    return _marks.get(str(equation.params.get("name", ""))) if "jaxpr" in equation.params else None
