@@ -10,6 +10,8 @@ from .checkpoint import restore as restore
 from .checkpoint import restore_changed as restore_changed
 from .checkpoint import save as save
 from .explanation import explain as explain
+from .fused.apply import apply as apply
+from .fused.explain import explain_apply as explain_apply
 from .groups import freeze as freeze
 from .groups import partition as partition
 from .microbatches import microbatched_grad as microbatched_grad

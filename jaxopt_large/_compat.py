@@ -1,5 +1,6 @@
 """What differs between JAX 0.7.2 and the newest, in one place."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -70,10 +71,10 @@ def all_gather_invariant(x: Any, axis_name: str, *, axis: int) -> Any:
 
 def varies(x: Any, axis_name: str) -> bool:
     """Is `x` typed as different on the devices of a mapped axis?"""
-    return axis_name in _varying_axes(x)
+    return axis_name in varying_axes(x)
 
 
-def _varying_axes(x: Any) -> Any:
+def varying_axes(x: Any) -> Any:
     """The mapped axes along which an array, or the `jax.ShapeDtypeStruct` of one, is typed as different."""
     kind: Any = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     kind = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None) or kind
@@ -82,7 +83,7 @@ def _varying_axes(x: Any) -> Any:
 
 def like_varying(x: Any, like: Any) -> Any:
     """`x` typed as different on the devices of all mapped axes along which `like` is."""
-    for axis_name in _varying_axes(like):
+    for axis_name in varying_axes(like):
         x = as_varying(x, axis_name)
     return x
 
@@ -106,11 +107,17 @@ def to_device(x: Any) -> Any:
     return jax.device_put(x, jax.memory.Space.Device)
 
 
-def bind(equation: Any, values: list[Any]) -> list[Any]:
-    """The results of one equation of a jaxpr for the given operands."""
+def bind(equation: Any, values: list[Any], *, elsewhere: bool = False) -> list[Any]:
+    """The results of one equation of a jaxpr for the given operands.
+
+    Args:
+      equation: of any jaxpr.
+      values: its operands.
+      elsewhere: are they arrays of another mesh context than the equation was traced in?
+    """
     found = equation.primitive.get_bind_params(equation.params)
     functions, params = found if isinstance(found, tuple) else ((), found)  # JAX before 0.8 has a pair
-    with equation.ctx.manager:
+    with contextlib.nullcontext() if elsewhere else equation.ctx.manager:
         made = equation.primitive.bind(*functions, *values, **params)
     return list(made) if equation.primitive.multiple_results else [made]
 

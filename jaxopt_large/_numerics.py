@@ -132,6 +132,4 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
         first, second = sum_over_shards((plain(), scaled()), axis_name)
         return jnp.where(jnp.isinf(first), jnp.sqrt(second) / _NORM_SCALE, jnp.sqrt(first))
     first = plain()
-    return jax.lax.cond(
-        jnp.isinf(first), lambda: jnp.sqrt(scaled()) / _NORM_SCALE, lambda: jnp.sqrt(first)
-    )
+    return jax.lax.cond(jnp.isinf(first), lambda: jnp.sqrt(scaled()) / _NORM_SCALE, lambda: jnp.sqrt(first))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +49,8 @@ class Slices:
     ):
         self._keep = keep
         closed = jax.make_jaxpr(function)(*args)
-        self.has_effects = bool(closed.effects)  # prints, callbacks, checks: they belong to no result
+        # prints, callbacks, checks: they belong to no result; that a mapped axis is named is none of these
+        self.has_effects = any(type(e).__name__ != "NamedAxisEffect" for e in closed.effects)
         self.equations: list[Equation] = []
         self._fresh = itertools.count()
         self.types: dict[Variable, Any] = {}
@@ -85,6 +86,10 @@ class Slices:
             names.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def know(self, variable: Variable, value: Any) -> None:
+        """Gives a variable that was computed elsewhere."""
+        self._values[variable] = value
+
     def has(self, index: int) -> bool:
         return self.inputs[index] in self._values
 
@@ -110,21 +115,21 @@ class Slices:
     def computed(self, atoms: Iterable[Any]) -> list[Any]:
         """Computes variables; their inputs must have been given."""
         atoms = list(atoms)
-        for eqn in self._needed(a for a in atoms if a not in self._values):
-            if not all(v in self._values for v in eqn.outputs):
-                made = bind(eqn.of, [self._read(atom) for atom in eqn.inputs])
-                self._values.update(zip(eqn.outputs, made, strict=True))
+        for eqn in self._needed(atoms, self._values):
+            made = bind(eqn.of, [self._read(atom) for atom in eqn.inputs])
+            self._values.update(zip(eqn.outputs, made, strict=True))
         return [self._read(a) for a in atoms]
 
     def _read(self, atom: Any) -> Any:
         return atom.value if isinstance(atom, Constant) else self._values[atom]
 
-    def _needed(self, atoms: Iterable[Any]) -> list[Equation]:
-        """The equations on which variables depend, in their order."""
+    def _needed(self, atoms: Iterable[Any], known: Container[Any] = ()) -> list[Equation]:
+        """The equations on which variables depend, back to those that are known, in their order."""
         needed: dict[int, Equation] = {}
         pending = [a for a in atoms if not isinstance(a, Constant)]
         while pending:
-            eqn = self.made_by.get(pending.pop())
+            v = pending.pop()
+            eqn = None if v in known else self.made_by.get(v)
             if eqn is not None and self._order[id(eqn)] not in needed:
                 needed[self._order[id(eqn)]] = eqn
                 pending.extend(a for a in eqn.inputs if not isinstance(a, Constant))

@@ -26,12 +26,14 @@ class _Place:
     Attributes:
       tile: its shape.
       starts: of the tile in the array at hand, along each axis.
+      bases: of that array in the one that random bits are drawn for.
       length: of the array's last axis.
       padded: does the tile reach beyond it?
     """
 
     tile: Tile
     starts: tuple[Any, ...]
+    bases: tuple[Any, ...]
     length: int
     padded: bool
 
@@ -50,7 +52,7 @@ class _Place:
         if self.padded and mark.order:  # what lies beyond is no number
             column = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile.columns), 1) + self.starts[-1]
             arrays[0] = jnp.where(column < self.length, arrays[0], jnp.zeros((), arrays[0].dtype))
-        *places, column = (a + b for a, b in zip(starts, self.starts, strict=True))
+        *places, column = (sum(n) for n in zip(starts, self.starts, self.bases, strict=True))
         row = sum(p * math.prod(mark.whole[n + 1 : -1]) for n, p in enumerate(places))
         whole = (math.prod(mark.whole[:-1]), mark.whole[-1])
         run = mark.make(_flat(mark.order), whole, True)
@@ -75,17 +77,18 @@ def why_not(pass_: Pass, target: str) -> str | None:
 
 
 def _traced(pass_: Pass, tile: Tile) -> Any:
-    """The pass on a tile: (its place, arrays, scalars) -> results."""
+    """The pass on a tile: (its starts, bases, arrays, scalars) -> results."""
     length = pass_.shape[-1]
 
-    def run(starts: list[Any], arrays: list[Any], scalars: list[Any]) -> list[Any]:
-        place = _Place(tile, tuple(starts), length, length % tile.columns != 0)
+    def run(starts: list[Any], bases: list[Any], arrays: list[Any], scalars: list[Any]) -> list[Any]:
+        place = _Place(tile, tuple(starts), tuple(bases), length, length % tile.columns != 0)
         values = dict(zip((*pass_.inputs, *pass_.scalars), (*arrays, *scalars), strict=True))
         wanted = list(pass_.results.values())
         return pass_.computed(values, wanted, functools.partial(pass_.on_part, place))
 
-    shape_of = _Place(tile, (), length, False).shape_of
+    shape_of = _Place(tile, (), (), length, False).shape_of
     return jax.make_jaxpr(run)(
+        [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
         [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
         [jax.ShapeDtypeStruct(shape_of(pass_.kinds[v]), pass_.types[v].dtype) for v in pass_.inputs],
         [jax.ShapeDtypeStruct((), pass_.types[v].dtype) for v in pass_.scalars],
@@ -99,6 +102,7 @@ def kernel(
     scalars: Sequence[Any],
     target: str,
     *,
+    offsets: Sequence[Any] | None = None,
     interpret: bool = False,
 ) -> list[Any]:
     """The results of a pass.
@@ -109,6 +113,7 @@ def kernel(
       arrays: the inputs.
       scalars: what is computed before.
       target: "tpu", "gpu" or "interpret".
+      offsets: where these arrays begin in those that random bits are drawn for; by default at 0.
       interpret: run it on any platform, for tests.
     """
     tile = tile_for(pass_, target)
@@ -126,20 +131,22 @@ def kernel(
         sources, targets = refs[: len(arrays)], refs[len(arrays) :]
         index = [pl.program_id(axis) for axis in range(rank)]
         starts = [*index[:-2], index[-2] * tile.rows, index[-1] * tile.columns]
+        bases = [integer_ref[n] for n in range(rank)]
         numbers: list[Any] = [None] * len(scalars)
         for place, n in enumerate(floats):
             numbers[n] = float_ref[place].astype(scalars[n].dtype)
         for place, n in enumerate(integers):
-            word, dtype = integer_ref[place], scalars[n].dtype
+            word, dtype = integer_ref[rank + place], scalars[n].dtype
             numbers[n] = word != 0 if dtype == jnp.bool_ else word.astype(dtype)
         loaded = [edges.load(ref, v, index) for ref, v in zip(sources, pass_.inputs, strict=True)]
-        made = evaluated(closed, [*starts, *loaded, *numbers])
+        made = evaluated(closed, [*starts, *bases, *loaded, *numbers])
         for ref, v, x in zip(targets, wanted, made, strict=True):
             edges.store(ref, v, index, x)
 
+    offsets = [jnp.zeros((), jnp.int32)] * rank if offsets is None else offsets
     vectors = [
-        jnp.stack([scalars[n].astype(dtype) for n in chosen]) if chosen else jnp.zeros(1, dtype)
-        for chosen, dtype in ((floats, jnp.float32), (integers, jnp.int32))
+        jnp.stack([x.astype(jnp.float32) for x in (scalars[n] for n in floats)] or [jnp.zeros(())]),
+        jnp.stack([x.astype(jnp.int32) for x in (*offsets, *(scalars[n] for n in integers))]),
     ]
     call = pl.pallas_call(
         body,
@@ -152,7 +159,7 @@ def kernel(
         name="jaxopt_large_step",
         **_options(target),
     )
-    return call(*vectors, *arrays)
+    return list(call(*vectors, *arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +205,12 @@ class _Masked(_Blocks):
         order, rank, shape = self.pass_.kinds[v], len(self.pass_.shape), self.pass_.types[v].shape
         sizes, places = block_of(order, rank, self.tile), index_of(order, tuple(index))
         where = tuple(
-            place if size is None else pl.ds(place * size, size) for place, size in zip(places, sizes, strict=True)
+            place if size is None else pl.ds(place * size, size)
+            for place, size in zip(places, sizes, strict=True)
         )
-        boxed = [(n, size, place) for n, size, place in zip(shape, sizes, places, strict=True) if size is not None]
+        boxed = [
+            (n, size, place) for n, size, place in zip(shape, sizes, places, strict=True) if size is not None
+        ]
         box = tuple(size for _, size, _ in boxed)
         mask = jnp.ones(box, jnp.bool_)
         for axis, (n, size, place) in enumerate(boxed):

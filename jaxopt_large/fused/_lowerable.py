@@ -10,15 +10,14 @@ from .._compat import bind
 
 _NARROW = (jnp.int8, jnp.uint8, jnp.int4, jnp.uint4, jnp.uint16, jnp.int16)
 
-PRIMITIVES = frozenset(
-    """
+_NAMES = """
     abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp concatenate convert_element_type copy
     div eq exp exp2 expand_dims floor ge gt integer_pow iota is_finite jit le log logistic lt max min mul ne
     neg not or pjit reduce_max reduce_precision rem reshape round rsqrt select_n shift_left
     shift_right_arithmetic shift_right_logical sign slice sqrt square squeeze stop_gradient sub tanh transpose
     xor copy_p custom_jvp_call
-    """.split()  # noqa: SIM905
-)  # what the two compilers can do, with what is made here
+"""
+PRIMITIVES = frozenset(_NAMES.split())  # what the two compilers can do, with what is made here
 
 
 def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
@@ -35,9 +34,13 @@ def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
         if hasattr(inner, "consts"):
             made = evaluated(inner, operands)
         else:
-            made = _RULES.get(eqn.primitive.name, bind)(eqn, operands)
+            made = _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
         values.update(zip(eqn.outvars, made, strict=True))
     return [read(a) for a in closed.jaxpr.outvars]
+
+
+def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    return bind(eqn, operands, elsewhere=True)
 
 
 def primitives_of(closed: Any) -> set[str]:
@@ -66,7 +69,7 @@ def _round(eqn: Any, operands: list[Any]) -> list[Any]:
     """To the nearest integer, of two the even one."""
     (x,) = operands
     if eqn.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
-        return bind(eqn, operands)
+        return _bind(eqn, operands)
     low = jnp.floor(x)
     rest = x - low
     odd = low - 2.0 * jnp.floor(low * 0.5)
@@ -83,7 +86,7 @@ def _reduce_precision(eqn: Any, operands: list[Any]) -> list[Any]:
     """To bfloat16, in integers: of a cast there and back compilers make nothing."""
     (x,) = operands
     if (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) != (8, 7) or x.dtype != jnp.float32:
-        return bind(eqn, operands)
+        return _bind(eqn, operands)
     word = jax.lax.bitcast_convert_type(x, jnp.uint32)
     nearest = word + jnp.uint32(0x7FFF) + ((word >> jnp.uint32(16)) & jnp.uint32(1))
     rounded = jax.lax.bitcast_convert_type(nearest & jnp.uint32(0xFFFF0000), jnp.float32)
@@ -99,7 +102,7 @@ def _clamp(eqn: Any, operands: list[Any]) -> list[Any]:
 def _power(eqn: Any, operands: list[Any]) -> list[Any]:
     (x,), n = operands, eqn.params["y"]
     if not 1 <= n <= 4:
-        return bind(eqn, operands)
+        return _bind(eqn, operands)
     square = x * x
     return [{1: x, 2: square, 3: square * x, 4: square * square}[n]]
 

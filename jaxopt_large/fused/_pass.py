@@ -17,10 +17,11 @@ from ..storage._marks import mark_of
 Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
 
 # what only says where an array is placed or in which form it is handed on
-PASSED_ON = frozenset(
-    "copy copy_p device_put opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary"
-    " sharding_constraint stop_gradient".split()  # noqa: SIM905
-)
+_PASSED_ON_NAMES = """
+    copy copy_p device_put opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary
+    sharding_constraint stop_gradient
+"""
+PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class Pass:
       results: what is written -> the variable that holds it.
       kinds: of each variable that is not a scalar: None for an array, for scales their order.
       types: of each variable.
+      repeats: is what it computes also needed before it, for norms of an update or the like?
     """
 
     shape: tuple[int, ...]
@@ -44,6 +46,7 @@ class Pass:
     results: Mapping[int, Variable]
     kinds: Mapping[Variable, Order | None]
     types: Mapping[Variable, Any]
+    repeats: bool = False
 
     @property
     def size(self) -> int:
@@ -74,7 +77,10 @@ class Pass:
         return self.shape, types, tuple(steps), tuple(name(v) for v in self.results.values())
 
     def computed(
-        self, values: dict[Any, Any], wanted: Sequence[Any], run: Callable[[Equation, list[Any]], Sequence[Any]]
+        self,
+        values: dict[Any, Any],
+        wanted: Sequence[Any],
+        run: Callable[[Equation, list[Any]], Sequence[Any]],
     ) -> list[Any]:
         """The values of variables, given those of others.
 
@@ -85,7 +91,10 @@ class Pass:
         """
 
         def read(atom: Any) -> Any:
-            return atom.value if isinstance(atom, Constant) else values[atom]
+            if not isinstance(atom, Constant):
+                return values[atom]
+            x = atom.value
+            return np.asarray(x) if hasattr(x, "__array__") and hasattr(x, "shape") else x  # of no mesh
 
         for eqn in self.needed(wanted, values):
             values.update(zip(eqn.outputs, run(eqn, [read(a) for a in eqn.inputs]), strict=True))
@@ -120,9 +129,11 @@ class Pass:
         name = eqn.of.primitive.name
         if name == "broadcast_in_dim":
             return [jnp.broadcast_to(operands[0], part.shape_of(self.kinds[eqn.outputs[0]]))]
+        if name == "convert_element_type":  # its parameters name a mesh
+            return [jax.lax.convert_element_type(operands[0], eqn.of.params["new_dtype"])]
         if name in PASSED_ON:
             return operands
-        return bind(eqn.of, operands)
+        return bind(eqn.of, operands, elsewhere=True)
 
 
 def _params_key(equation: Any) -> Any:
@@ -137,5 +148,3 @@ def _is_hashable(x: Any) -> bool:
     except TypeError:
         return False
     return True
-
-

@@ -4,6 +4,7 @@ From each result the equations are followed back as long as they work element by
 What else they need (norms, counters, schedules, matrix products) is a cut: computed before, by XLA.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from .._encoded import is_encoded, scale_shape
 from .._parts import ELEMENTWISE
 from .._slices import Constant, Equation, Slices, Variable
 from ..storage._marks import Mark, mark_of
-from ._pass import Order, Pass
+from ._pass import PASSED_ON, Order, Pass
 
 _RESHAPING = {"expand_dims", "reshape", "squeeze", "transpose"}
 _BY_ELEMENT = ELEMENTWISE - _RESHAPING
@@ -53,6 +54,8 @@ class _Walk:
                     raise _NotByPassError
                 self.inputs.add(atom)
                 continue
+            if eqn.of.primitive.name in PASSED_ON:  # a barrier hands on many arrays: each by itself
+                eqn = Equation(eqn.of, (operands[0][0],), (atom,))
             self.equations[eqn.outputs[0]] = eqn
             for a, kind in operands:
                 if kind == "scalar":
@@ -71,6 +74,8 @@ class _Walk:
         if mark is not None:
             return self._of_codec(mark, eqn, atom, order)
         name = eqn.of.primitive.name
+        if name in PASSED_ON:
+            return [(eqn.inputs[eqn.outputs.index(atom)], order)]
         shapes = [self._shape_of(a) for a in eqn.inputs]
         if name == "broadcast_in_dim":
             return [(eqn.inputs[0], "scalar")] if shapes == [()] else None
@@ -160,6 +165,74 @@ def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
         kinds,
         slices.types,
     )
+
+
+def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list[Pass]:
+    """Passes that also write what is needed elsewhere and would have to be decoded there again.
+
+    In a mapped axis an update is made from one device's share of the state, gathered, and added to the
+    parameter: the pass over the share hands it on.
+
+    Args:
+      slices: the step.
+      passes: of it.
+      roots: what is computed besides.
+
+    Returns:
+      The same passes; those that need nothing of others come first.
+    """
+    decoded = _decoded(slices)
+    made_in = {
+        v: n
+        for n, p in enumerate(passes)
+        for eqn in p.equations
+        if eqn.of.primitive.name not in PASSED_ON | {"convert_element_type"}
+        for v in eqn.outputs
+    }
+    touched = [_touched(slices, (*p.inputs, *p.scalars), made_in) for p in passes]
+    needs = [found & decoded for found in touched]
+    outside = _touched(slices, roots, made_in) & decoded
+    wanted = sorted(outside.union(*needs))
+    first, then = [], []
+    for n, p in enumerate(passes):
+        own = {-1 - v: v for v in wanted if made_in[v] == n and v not in p.results.values()}
+        if needs[n]:
+            then.append(dataclasses.replace(p, repeats=True))
+        else:
+            results = {**p.results, **own}
+            first.append(dataclasses.replace(p, results=results, repeats=bool(touched[n])))
+    return first + then
+
+
+def _decoded(slices: Slices) -> set[Variable]:
+    """All that depends on what a codec decodes."""
+    found: set[Variable] = set()
+    for eqn in slices.equations:
+        mark = mark_of(eqn.of)
+        if (mark is not None and mark.kind == "decode") or any(a in found for a in _variables(eqn.inputs)):
+            found.update(eqn.outputs)
+    return found
+
+
+def _touched(slices: Slices, atoms: Any, made_in: dict[Variable, int]) -> set[Variable]:
+    """What of the passes variables depend on, the nearest ones."""
+    found: set[Variable] = set()
+    seen: set[Variable] = set()
+    pending = _variables(atoms)
+    while pending:
+        v = pending.pop()
+        if v in seen:
+            continue
+        seen.add(v)
+        if v in made_in:
+            found.add(v)
+        elif v in slices.made_by:
+            pending += _variables(slices.made_by[v].inputs)
+    return found
+
+
+def _variables(atoms: Any) -> list[Variable]:
+    return [a for a in atoms if not isinstance(a, Constant)]
 
 
 def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:

@@ -55,7 +55,11 @@ def tile_for(pass_: Pass, target: str) -> Tile | str:
     size = _bytes(pass_, found)
     if size > _TPU_BUDGET:
         return f"a tile of {found.rows} x {found.columns} takes {size} bytes"
-    while found.rows < rows and found.rows < 512 and _bytes(pass_, found._replace(rows=2 * found.rows)) <= _TPU_BUDGET:
+    while (
+        found.rows < rows
+        and found.rows < 512
+        and _bytes(pass_, found._replace(rows=2 * found.rows)) <= _TPU_BUDGET
+    ):
         found = found._replace(rows=2 * found.rows)
     return found._replace(rows=min(rows, found.rows))
 
@@ -73,7 +77,10 @@ def _power_of_two(n: int) -> int:
 
 def block_of(order: Order | None, rank: int, tile: Tile) -> tuple[Any, ...]:
     """A block's shape of arrays, or of scales in an order; None: one by one."""
-    sizes: list[Any] = [None] * (rank - 2) + [tile.rows, tile.columns if order is None else tile.columns // BLOCK]
+    sizes: list[Any] = [None] * (rank - 2) + [
+        tile.rows,
+        tile.columns if order is None else tile.columns // BLOCK,
+    ]
     return tuple(sizes if order is None else (sizes[axis] for axis in order))
 
 

@@ -1,101 +1,70 @@
 """A whole step at once: gradients, state and parameters in, new parameters and state out."""
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from .._axes import surrounded_by
 from .._errors import message
-from .._slices import Slices
 from .._types import AnyRule, Params, State, Updates
-from ._dispatch import run
-from ._split import keep_codecs, results_of, split
-
-KERNELS = ("auto", "xla", "tpu", "gpu", "interpret")
+from ._dispatch import WAYS
+from ._step import Step, step_of
 
 
 def apply(
     rule: AnyRule, grads: Updates, state: State, params: Params, *, kernels: str = "auto", **extra: Any
 ) -> tuple[Params, State]:
-    """One step."""
-    if kernels not in KERNELS:
-        raise ValueError(message("apply", f"kernels is unknown, got {kernels!r}", allowed=f"one of {KERNELS}"))
+    """One step of any rule in one pass over memory: the numbers of `update` and `optax.apply_updates`.
+
+        params, state = jl.apply(rule, grads, state, params)
+
+    in the place of
+
+        updates, state = rule.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+
+    The rule is traced once and taken apart by parameter. What works element by element on gradient,
+    parameter and state becomes one pass; numbers that it needs (norms, clip factors, schedules, decisions
+    to skip) are computed before. Leaves with the same equations share one traced function. Where fields
+    are `stored` in blocks, a pass of 65,536 elements and more is one Pallas kernel on TPU and GPU, and on CPU
+    a loop over parts that stay in cache: codes are decoded as they are read and encoded as they are
+    written, and neither a decoded copy nor the updates ever exist. Without blocks XLA's own fusions
+    are at the floor already. `jl.explain_apply(rule, params)` says for each parameter which it is, and why.
+
+    Donate parameters and state, in the order in which they are returned: JAX gives buffers to results of
+    their shape in order, so that `donate_argnums` of `(state, params)` for results `(params, state)` makes
+    copies.
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, grads):
+            return jl.apply(rule, grads, state, params)
+
+    On a mesh with Auto axes a kernel needs to know where arrays lie: `zero` tells, Explicit axes tell, and
+    inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs.
+
+    Args:
+      rule: any rule, ours or optax's, in any wrappers.
+      grads: as for `rule.update`.
+      state: of the rule.
+      params: the parameters.
+      kernels: "auto": by the platform that is compiled for; "xla": none; "tpu", "gpu": kernels of that kind
+        wherever they can be, taking arrays to be whole where nothing tells; "interpret": the same on any
+        platform, slowly, for tests.
+      **extra: what else `update` takes.
+
+    Returns:
+      The new parameters, in their dtypes, and the new state.
+
+    Raises:
+      ValueError: kernels is none of these.
+
+    >>> rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
+    >>> params = {"w": jnp.ones((64, 128))}
+    >>> params, state = jl.apply(rule, params, rule.init(params), params)
+    >>> round(float(params["w"][0, 0]), 6), int(state.step)
+    (0.998999, 1)
+    """
+    if kernels not in WAYS:
+        raise ValueError(message("apply", f"kernels is unknown, got {kernels!r}", allowed=f"one of {WAYS}"))
     step = step_of(rule, extra)
-    args = (grads, state, params)
-    taken = Step.taken(step, args)
-    if taken is None:
-        return step(*args)
-    return taken.run(args, kernels)
-
-
-def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params, State]]:
-    """(gradients, state, parameters) -> new parameters and state, as users write it."""
-    rule = optax.with_extra_args_support(rule)
-
-    def step(grads: Updates, state: State, params: Params) -> tuple[Params, State]:
-        with surrounded_by("apply"):
-            updates, new = rule.update(grads, state, params, **extra)
-        return jax.tree.map(_changed, params, updates), new
-
-    return step
-
-
-def _changed(p: Any, u: Any) -> Any:
-    """As `optax.apply_updates` does, under strict promotion too."""
-    dtype = jnp.promote_types(p.dtype, u.dtype)
-    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
-
-
-class Step:
-    """A traced step and its passes."""
-
-    def __init__(self, slices: Slices, args: Any, treedef: Any):
-        self.slices, self.treedef = slices, treedef
-        grads, state, params = args
-        leaves = jax.tree.leaves(params)
-        self.first = len(jax.tree.leaves(grads))  # the number of the state's first input
-        self.count = len(leaves)
-        self.passes = split(slices, results_of(leaves, state, self.count))
-
-    @classmethod
-    def taken(cls, step: Callable[..., Any], args: Any) -> "Step | None":
-        """None: the step does more than its results, or they have another structure."""
-        made = []
-
-        def traced(*args: Any) -> Any:
-            out = step(*args)
-            made.append(jax.tree.structure(out))
-            return out
-
-        slices = Slices(traced, args, keep_codecs)
-        _, state, params = args
-        if slices.has_effects or made[-1] != jax.tree.structure((params, state)):
-            return None
-        return cls(slices, args, made[-1])
-
-    def input_of(self, k: int) -> int:
-        """The input whose place result `k` takes."""
-        states = len(self.slices.outputs) - self.count
-        return self.first + states + k if k < self.count else self.first + k - self.count
-
-    def run(self, args: Any, kernels: str) -> tuple[Params, State]:
-        for k, x in enumerate(jax.tree.leaves(args)):
-            self.slices.give(k, x)
-        mine = {k for p in self.passes for k in p.results}
-        rest = [k for k in range(len(self.slices.outputs)) if k not in mine]
-        results = dict(zip(rest, self.slices.results(rest), strict=True))
-        shared: dict[Any, Callable[..., Any]] = {}
-        began = None
-        for p in self.passes:
-            numbers = {v: n for n, v in enumerate(p.inputs)}
-            aliased = tuple(numbers.get(self.slices.inputs[self.input_of(k)]) for k in p.results)
-            key = (p.key, aliased)
-            if key not in shared:
-                shared[key] = jax.jit(run(p, aliased, kernels))
-            arrays, scalars = self.slices.computed(p.inputs), self.slices.computed(p.scalars)
-            made, began = shared[key](arrays, scalars, began)
-            results |= zip(p.results, made, strict=True)
-        return self.treedef.unflatten([results[k] for k in range(len(self.slices.outputs))])
+    taken = Step.taken(step, (grads, state, params))
+    if taken is None:  # it does more than its results say
+        return step(grads, state, params)
+    return taken.run((grads, state, params), kernels)

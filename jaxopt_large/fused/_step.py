@@ -1,0 +1,90 @@
+"""A step as users write it, traced and taken apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._axes import surrounded_by
+from .._slices import Slices
+from .._types import AnyRule, Params, State, Updates
+from ._dispatch import run
+from ._split import keep_codecs, results_of, split, with_handed_on
+
+
+def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params, State]]:
+    """(gradients, state, parameters) -> new parameters and state, as users write it."""
+    rule = optax.with_extra_args_support(rule)
+
+    def step(grads: Updates, state: State, params: Params) -> tuple[Params, State]:
+        with surrounded_by("apply"):
+            updates, new = rule.update(grads, state, params, **extra)
+        return jax.tree.map(_changed, params, updates), new
+
+    return step
+
+
+def _changed(p: Any, u: Any) -> Any:
+    """As `optax.apply_updates` does, under strict promotion too."""
+    dtype = jnp.promote_types(p.dtype, u.dtype)
+    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
+
+
+class Step:
+    """A traced step and its passes."""
+
+    def __init__(self, slices: Slices, args: Any, treedef: Any):
+        self.slices, self.treedef = slices, treedef
+        grads, state, params = args
+        leaves = jax.tree.leaves(params)
+        self.first = len(jax.tree.leaves(grads))  # the number of the state's first input
+        self.count = len(leaves)
+        passes = split(slices, results_of(leaves, state, self.count))
+        mine = {k for p in passes for k in p.results}
+        self.rest = [k for k in range(len(slices.outputs)) if k not in mine]
+        self.passes = with_handed_on(slices, passes, [slices.outputs[k] for k in self.rest])
+
+    @classmethod
+    def taken(cls, step: Callable[..., Any], args: Any) -> "Step | None":
+        """None: the step does more than its results, or they have another structure."""
+        made = []
+
+        def traced(*args: Any) -> Any:
+            out = step(*args)
+            made.append(jax.tree.structure(out))
+            return out
+
+        slices = Slices(traced, args, keep_codecs)
+        _, state, params = args
+        if slices.has_effects or made[-1] != jax.tree.structure((params, state)):
+            return None
+        return cls(slices, args, made[-1])
+
+    def input_of(self, k: int) -> int:
+        """The input whose place result `k` takes."""
+        states = len(self.slices.outputs) - self.count
+        return self.first + states + k if k < self.count else self.first + k - self.count
+
+    def run(self, args: Any, kernels: str) -> tuple[Params, State]:
+        for k, x in enumerate(jax.tree.leaves(args)):
+            self.slices.give(k, x)
+        results: dict[int, Any] = {}
+        shared: dict[Any, Callable[..., Any]] = {}
+        began = None
+        for p in self.passes:
+            numbers = {v: n for n, v in enumerate(p.inputs)}
+            aliased = tuple(
+                None if k < 0 else numbers.get(self.slices.inputs[self.input_of(k)]) for k in p.results
+            )
+            key = (p.key, aliased)
+            if key not in shared:
+                shared[key] = jax.jit(run(p, aliased, kernels))
+            arrays, scalars = self.slices.computed(p.inputs), self.slices.computed(p.scalars)
+            made, began = shared[key](arrays, scalars, began)
+            results |= zip(p.results, made, strict=True)
+            for k, x in zip(p.results, made, strict=True):
+                self.slices.know(p.results[k], x)
+        results |= zip(self.rest, self.slices.results(self.rest), strict=True)
+        return self.treedef.unflatten([results[k] for k in range(len(self.slices.outputs))])
