@@ -75,8 +75,9 @@ def varies(x: Any, axis_name: str) -> bool:
 
 
 def varying_axes(x: Any) -> Any:
-    """The mapped axes along which an array, or the `jax.ShapeDtypeStruct` of one, is typed as different."""
-    kind: Any = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    """The mapped axes along which an array, or the type of one, is typed as different."""
+    is_type = not hasattr(x, "aval") and hasattr(x, "weak_type")
+    kind: Any = x if is_type or isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     kind = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None) or kind
     return getattr(kind, "varying", None) or getattr(kind, "vma", None) or ()
 

@@ -110,8 +110,7 @@ def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
 def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     r"""$\sqrt{\sum_i x_i^2}$ over all leaves, in float32 (float64 when a leaf is), in one pass.
 
-    Where it overflows, a second sum takes over, of values scaled by 2^-64; elsewhere it is not computed
-    (inside mapped axes it is).
+    Where it overflows, a second sum takes over, of values scaled by 2^-64.
 
     Args:
       tree: any tree of arrays; an empty one has norm 0.
@@ -120,16 +119,31 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
+    one, small = jnp.ones((), dtype), jnp.asarray(_NORM_SCALE, dtype)
 
-    def plain() -> Array:
-        return sum((jnp.sum(jnp.square(x.astype(dtype))) for x in leaves), jnp.zeros((), dtype))
+    def total(leaves: list[Array], scale: Array) -> Array:
+        return sum((jaxopt_large_sum_of_squares(x, scale) for x in leaves), jnp.zeros((), dtype))
 
-    def scaled() -> Array:
-        parts = (jnp.sum(jnp.square(x.astype(dtype) * _NORM_SCALE)) for x in leaves)
-        return sum(parts, jnp.zeros((), dtype))
+    def at_once(leaves: list[Array]) -> Array:
+        plain, scaled = total(leaves, one), total(leaves, small)
+        plain, scaled = sum_over_shards((plain, scaled), axis_name)
+        return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / small, jnp.sqrt(plain))
 
-    if reduction_axes(axis_name):
-        first, second = sum_over_shards((plain(), scaled()), axis_name)
-        return jnp.where(jnp.isinf(first), jnp.sqrt(second) / _NORM_SCALE, jnp.sqrt(first))
-    first = plain()
-    return jax.lax.cond(jnp.isinf(first), lambda: jnp.sqrt(scaled()) / _NORM_SCALE, lambda: jnp.sqrt(first))
+    def in_turn(leaves: list[Array]) -> Array:
+        """On CPU each sum is a pass of its own: the second is made where it is needed."""
+        found = jax.lax.while_loop(
+            lambda carry: jnp.isinf(carry[0]) & (carry[1] > small),
+            lambda carry: (total(leaves, carry[2]), carry[2], small),
+            (jnp.full((), jnp.inf, dtype), jnp.full((), jnp.inf, dtype), one),
+        )
+        return jnp.sqrt(found[0]) / found[1]
+
+    if not leaves or reduction_axes(axis_name):
+        return at_once(leaves)
+    return jax.lax.platform_dependent(leaves, cpu=in_turn, default=at_once)
+
+
+@jax.jit
+def jaxopt_large_sum_of_squares(x: Array, scale: Array) -> Array:
+    """Of a scaled leaf; under its name `apply` leaves it whole."""
+    return jnp.sum(jnp.square(x.astype(scale.dtype) * scale))

@@ -12,9 +12,10 @@ from jax.experimental import pallas as pl
 
 from .._encoded import BLOCK
 from ..storage._marks import Mark
+from ._blocks import blocks_of
 from ._lowerable import PRIMITIVES, evaluated, primitives_of
 from ._pass import Order, Pass
-from ._tiles import TPU_LIMIT, Tile, block_of, index_of, tile_for
+from ._tiles import TPU_LIMIT, Tile, tile_for
 
 TARGETS = ("tpu", "gpu", "interpret")
 
@@ -120,16 +121,14 @@ def kernel(
     assert isinstance(tile, Tile)  # `why_not` was asked
     closed = _traced(pass_, tile)
     wanted = list(pass_.results.values())
-    padded = any(n % size for n, size in zip(pass_.shape[-2:], tile, strict=True))
-    edges = (_Masked if target == "gpu" and padded else _Blocks)(pass_, tile)
+    edges = blocks_of(pass_, tile, target)
     rank = len(pass_.shape)
     floats = [n for n, x in enumerate(scalars) if jnp.issubdtype(x.dtype, jnp.floating)]
     integers = [n for n in range(len(scalars)) if n not in floats]
-    grid = (*pass_.shape[:-2], pl.cdiv(pass_.shape[-2], tile.rows), pl.cdiv(pass_.shape[-1], tile.columns))
 
     def body(float_ref: Any, integer_ref: Any, *refs: Any) -> None:
         sources, targets = refs[: len(arrays)], refs[len(arrays) :]
-        index = [pl.program_id(axis) for axis in range(rank)]
+        index = [pl.program_id(edges.axes.index(axis)) for axis in range(rank)]
         starts = [*index[:-2], index[-2] * tile.rows, index[-1] * tile.columns]
         bases = [integer_ref[n] for n in range(rank)]
         numbers: list[Any] = [None] * len(scalars)
@@ -150,7 +149,7 @@ def kernel(
     ]
     call = pl.pallas_call(
         body,
-        grid=grid,
+        grid=edges.grid,
         in_specs=[*(_vector_spec(x, target) for x in vectors), *(edges.spec(v) for v in pass_.inputs)],
         out_specs=[edges.spec(v) for v in wanted],
         out_shape=[jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in wanted],
@@ -160,62 +159,6 @@ def kernel(
         **_options(target),
     )
     return list(call(*vectors, *arrays))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """Tiles that come and go by themselves; what lies beyond an array is not written."""
-
-    pass_: Pass
-    tile: Tile
-
-    def spec(self, v: Any) -> pl.BlockSpec:
-        order, rank = self.pass_.kinds[v], len(self.pass_.shape)
-        return pl.BlockSpec(block_of(order, rank, self.tile), lambda *index: index_of(order, index))
-
-    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
-        del v, index
-        return ref[...]
-
-    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
-        del v, index
-        ref[...] = x
-
-
-class _Masked(_Blocks):
-    """Tiles that are read and written by address: Triton leaves out what lies beyond an array when told."""
-
-    def spec(self, v: Any) -> pl.BlockSpec:
-        shape = self.pass_.types[v].shape
-        return pl.BlockSpec(shape, lambda *index: (0,) * len(shape))
-
-    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
-        from jax.experimental.pallas import triton
-
-        where, mask = self._at(v, index)
-        return triton.load(ref.at[where], mask=mask, other=jnp.zeros((), ref.dtype))
-
-    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
-        from jax.experimental.pallas import triton
-
-        where, mask = self._at(v, index)
-        triton.store(ref.at[where], x, mask=mask)
-
-    def _at(self, v: Any, index: list[Any]) -> tuple[tuple[Any, ...], Any]:
-        order, rank, shape = self.pass_.kinds[v], len(self.pass_.shape), self.pass_.types[v].shape
-        sizes, places = block_of(order, rank, self.tile), index_of(order, tuple(index))
-        where = tuple(
-            place if size is None else pl.ds(place * size, size)
-            for place, size in zip(places, sizes, strict=True)
-        )
-        boxed = [
-            (n, size, place) for n, size, place in zip(shape, sizes, places, strict=True) if size is not None
-        ]
-        box = tuple(size for _, size, _ in boxed)
-        mask = jnp.ones(box, jnp.bool_)
-        for axis, (n, size, place) in enumerate(boxed):
-            mask &= jax.lax.broadcasted_iota(jnp.int32, box, axis) + place * size < n
-        return where, mask
 
 
 def _vector_spec(x: Any, target: str) -> pl.BlockSpec:

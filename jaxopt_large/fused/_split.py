@@ -189,9 +189,14 @@ def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list
         if eqn.of.primitive.name not in PASSED_ON | {"convert_element_type"}
         for v in eqn.outputs
     }
-    touched = [_touched(slices, (*p.inputs, *p.scalars), made_in) for p in passes]
-    needs = [found & decoded for found in touched]
-    outside = _touched(slices, roots, made_in) & decoded
+    near = _nearest(slices, made_in)
+
+    def touched(atoms: Any) -> set[Variable]:
+        return set().union(*(near.get(v, ()) for v in _variables(atoms)))
+
+    before = [touched((*p.inputs, *p.scalars)) for p in passes]
+    needs = [found & decoded for found in before]
+    outside = touched(roots) & decoded
     wanted = sorted(outside.union(*needs))
     first, then = [], []
     for n, p in enumerate(passes):
@@ -200,7 +205,7 @@ def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list
             then.append(dataclasses.replace(p, repeats=True))
         else:
             results = {**p.results, **own}
-            first.append(dataclasses.replace(p, results=results, repeats=bool(touched[n])))
+            first.append(dataclasses.replace(p, results=results, repeats=bool(before[n])))
     return first + then
 
 
@@ -214,21 +219,15 @@ def _decoded(slices: Slices) -> set[Variable]:
     return found
 
 
-def _touched(slices: Slices, atoms: Any, made_in: dict[Variable, int]) -> set[Variable]:
-    """What of the passes variables depend on, the nearest ones."""
-    found: set[Variable] = set()
-    seen: set[Variable] = set()
-    pending = _variables(atoms)
-    while pending:
-        v = pending.pop()
-        if v in seen:
-            continue
-        seen.add(v)
-        if v in made_in:
-            found.add(v)
-        elif v in slices.made_by:
-            pending += _variables(slices.made_by[v].inputs)
-    return found
+def _nearest(slices: Slices, made_in: dict[Variable, int]) -> dict[Variable, frozenset[Variable]]:
+    """For each variable, the nearest ones of passes that it depends on, or itself."""
+    near: dict[Variable, frozenset[Variable]] = {}
+    for eqn in slices.equations:
+        found = frozenset().union(*(near.get(v, frozenset()) for v in _variables(eqn.inputs)))
+        for v in eqn.outputs:
+            if v in made_in or found:
+                near[v] = frozenset((v,)) if v in made_in else found
+    return near
 
 
 def _variables(atoms: Any) -> list[Variable]:
@@ -250,6 +249,6 @@ def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tup
     return {k: v for k, v in found.items() if v[0]}
 
 
-def keep_codecs(equation: Any) -> bool:
-    """Are equations calls of codecs?"""
-    return mark_of(equation) is not None
+def keep(equation: Any) -> bool:
+    """Does an equation call a function of ours that is named: a codec, or a sum over a leaf?"""
+    return str(equation.params.get("name", "")).startswith("jaxopt_large_")

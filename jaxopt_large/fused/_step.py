@@ -11,7 +11,8 @@ from .._axes import surrounded_by
 from .._slices import Slices
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import run
-from ._split import keep_codecs, results_of, split, with_handed_on
+from ._pass import Pass
+from ._split import keep, results_of, split, with_handed_on
 
 
 def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params, State]]:
@@ -56,7 +57,7 @@ class Step:
             made.append(jax.tree.structure(out))
             return out
 
-        slices = Slices(traced, args, keep_codecs)
+        slices = Slices(traced, args, keep)
         _, state, params = args
         if slices.has_effects or made[-1] != jax.tree.structure((params, state)):
             return None
@@ -67,6 +68,13 @@ class Step:
         states = len(self.slices.outputs) - self.count
         return self.first + states + k if k < self.count else self.first + k - self.count
 
+    def aliased(self, pass_: Pass) -> tuple[int | None, ...]:
+        """For each result of a pass, the number of the pass's input whose place it takes."""
+        numbers = {v: n for n, v in enumerate(pass_.inputs)}
+        return tuple(
+            None if k < 0 else numbers.get(self.slices.inputs[self.input_of(k)]) for k in pass_.results
+        )
+
     def run(self, args: Any, kernels: str) -> tuple[Params, State]:
         for k, x in enumerate(jax.tree.leaves(args)):
             self.slices.give(k, x)
@@ -74,10 +82,7 @@ class Step:
         shared: dict[Any, Callable[..., Any]] = {}
         began = None
         for p in self.passes:
-            numbers = {v: n for n, v in enumerate(p.inputs)}
-            aliased = tuple(
-                None if k < 0 else numbers.get(self.slices.inputs[self.input_of(k)]) for k in p.results
-            )
+            aliased = self.aliased(p)
             key = (p.key, aliased)
             if key not in shared:
                 shared[key] = jax.jit(run(p, aliased, kernels))

@@ -45,7 +45,7 @@ def tile_for(pass_: Pass, target: str) -> Tile | str:
         return Tile(min(rows, max(1, _GPU_ELEMENTS // columns)), columns)
     orders = {order for order in pass_.kinds.values() if order is not None}
     leading = len(pass_.shape) - 2
-    if any(pass_.shape[axis] != 1 and axis < leading for order in orders for axis in order[-2:]):
+    if any(pass_.shape[order[-1]] != 1 and order[-1] < leading for order in orders):
         return "scales whose longest axis is not one of the last two"
     rows, columns = pass_.shape[-2], blocks_of(pass_.shape[-1]) * BLOCK
     by_block = any(order.index(leading) > order.index(leading + 1) for order in orders)
@@ -73,6 +73,16 @@ def _bytes(pass_: Pass, tile: Tile) -> int:
 
 def _power_of_two(n: int) -> int:
     return 1 << max(0, math.ceil(math.log2(n)))
+
+
+def inner_axis(pass_: Pass) -> int | None:
+    """The leading axis that is the last but one of the scales: TPUs take it whole.
+
+    A kernel comes by its indices one after another, and finds all of its scales in one block.
+    """
+    leading = len(pass_.shape) - 2
+    found = {order[-2] for order in pass_.kinds.values() if order is not None}
+    return next((axis for axis in found if axis < leading and pass_.shape[axis] != 1), None)
 
 
 def block_of(order: Order | None, rank: int, tile: Tile) -> tuple[Any, ...]:

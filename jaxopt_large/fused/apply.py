@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import jax
+
 from .._errors import message
+from .._paths import leaf_paths, listed
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import WAYS
 from ._step import Step, step_of
@@ -53,7 +56,8 @@ def apply(
       The new parameters, in their dtypes, and the new state.
 
     Raises:
-      ValueError: kernels is none of these.
+      ValueError: kernels is none of these; grads and params have different trees.
+      TypeError: rule is not a rule.
 
     >>> rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
     >>> params = {"w": jnp.ones((64, 128))}
@@ -61,10 +65,22 @@ def apply(
     >>> round(float(params["w"][0, 0]), 6), int(state.step)
     (0.998999, 1)
     """
-    if kernels not in WAYS:
-        raise ValueError(message("apply", f"kernels is unknown, got {kernels!r}", allowed=f"one of {WAYS}"))
+    _check(rule, grads, params, kernels)
     step = step_of(rule, extra)
     taken = Step.taken(step, (grads, state, params))
     if taken is None:  # it does more than its results say
         return step(grads, state, params)
     return taken.run((grads, state, params), kernels)
+
+
+def _check(rule: Any, grads: Updates, params: Params, kernels: str) -> None:
+    if not hasattr(rule, "update"):
+        raise TypeError(message("apply", f"rule is not a rule, got {rule!r}"))
+    if kernels not in WAYS:
+        raise ValueError(message("apply", f"kernels is unknown, got {kernels!r}", allowed=f"one of {WAYS}"))
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        got, wanted = leaf_paths(grads), leaf_paths(params)
+        unlike = listed([p for p in dict.fromkeys((*got, *wanted)) if (p in got) != (p in wanted)])
+        raise ValueError(
+            message("apply", f"grads and params have different trees: {unlike}", do="Pass both whole")
+        )

@@ -8,6 +8,7 @@ from .._errors import message
 from .._paths import leaf_paths
 from .._types import AnyRule, Params
 from ..placement.shardings import evaluated
+from ._blocks import moved
 from ._dispatch import way
 from ._meshes import Placed, where_of
 from ._pass import Pass
@@ -28,7 +29,8 @@ class LeafPass(NamedTuple):
       read: bytes, on one device.
       written: bytes.
       floor: bytes, if gradient, parameter and state are read once and what is new is written once.
-      ratio: of what is moved to the floor; of XLA's it is an estimate.
+      ratio: of what is moved to the floor; a kernel's counts the padding of a TPU's tiles, XLA's is an
+        estimate where there are blocks.
     """
 
     path: str
@@ -111,7 +113,9 @@ def _row(path: str, leaf: Any, pass_: Pass | None, platform: str) -> LeafPass:
     read = sum(_bytes(local.types[v]) for v in local.inputs)
     written = sum(_bytes(local.types[v]) for v in local.results.values())
     floor = read + written
-    if name == "xla" and pass_.has_blocks:
+    if name == "kernel" and platform == "tpu":
+        read, written = moved(local, platform)
+    elif name == "xla" and pass_.has_blocks:
         encoded = sum(pass_.kinds[v] is not None for v in pass_.results.values())
         read, written = read + _READ_APART * encoded * local.size, written + 4 * encoded * local.size
     return LeafPass(path, shape, name, why, read, written, floor, (read + written) / floor)

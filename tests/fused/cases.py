@@ -1,0 +1,88 @@
+"""What the kernels are tried on: rules, formats, dtypes and shapes, and a cover of their pairs."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+import jaxopt_large as jl
+
+RULES = {  # -> rule, its fields
+    "jl.sgd": (lambda: jl.sgd(1e-2, momentum=0.9), ("trace",)),
+    "optax.sgd": (lambda: optax.sgd(1e-2, momentum=0.9), ("trace",)),
+    "jl.adagrad": (lambda: jl.adagrad(1e-2), ("sum_of_squares",)),
+    "optax.adagrad": (lambda: optax.adagrad(1e-2), ("sum_of_squares",)),
+    "jl.rmsprop": (lambda: jl.rmsprop(1e-2), ("nu",)),
+    "optax.rmsprop": (lambda: optax.rmsprop(1e-2), ("nu",)),
+    "jl.adam": (lambda: jl.adam(1e-2), ("mu", "nu")),
+    "optax.adam": (lambda: optax.adam(1e-2), ("mu", "nu")),
+    "jl.adamw": (lambda: jl.adamw(optax.cosine_decay_schedule(1e-2, 10)), ("mu", "nu")),
+    "optax.adamw": (lambda: optax.adamw(optax.cosine_decay_schedule(1e-2, 10)), ("mu", "nu")),
+    "optax.nadam": (lambda: optax.nadam(1e-2), ("mu", "nu")),
+    "jl.lion": (lambda: jl.lion(1e-3), ("mu",)),
+    "optax.lion": (lambda: optax.lion(1e-3), ("mu",)),
+    "optax.adabelief": (lambda: optax.adabelief(1e-2), ("mu", "nu")),
+    "optax.ademamix": (lambda: contrib.ademamix(1e-2), ("m1", "m2", "nu")),
+}
+FORMATS = {
+    "int8": jl.int8,
+    "int4": jl.int4,
+    "float8": jl.float8,
+    "bfloat16": jl.bfloat16,
+}
+PARAMS = {  # -> dtype of parameters, of gradients, how they are kept
+    "float32": (jnp.float32, jnp.float32, None),
+    "bfloat16 gradients": (jnp.float32, jnp.bfloat16, None),
+    "split": (jnp.bfloat16, jnp.bfloat16, jl.split),
+    "rounded": (jnp.bfloat16, jnp.bfloat16, jl.rounded),
+}
+SHAPES = [(64, 128), (40, 127), (48, 129), (3, 16, 256), (2, 2, 16, 128), (2, 4096)]
+AROUND = {
+    "nothing": lambda rule: rule,
+    "clip": lambda rule: optax.chain(jl.clip_by_global_norm(1.0), rule),
+    "optax's clip": lambda rule: optax.chain(optax.clip_by_global_norm(1.0), rule),
+    "skip": jl.skip_nonfinite,
+    "masked": lambda rule: optax.masked(rule, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+}
+
+
+def rule_of(name, formats, kept=None, around="nothing"):
+    make, fields = RULES[name]
+    if isinstance(formats, str):
+        formats = [formats] * len(fields)
+    kept = None if kept is None else kept()
+    stored = jl.stored(
+        make(), params=kept, **{f: FORMATS[k]() for f, k in zip(fields, formats, strict=False)}
+    )
+    return AROUND[around](stored)
+
+
+def arrays(shape, dtype, seed, scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def pairs(*factors):
+    """Combinations of levels so that each pair of levels of two factors is in one (greedy)."""
+    names = [list(f) for f in factors]
+    open_ = {
+        (i, a, j, b)
+        for (i, xs), (j, ys) in itertools.combinations(enumerate(names), 2)
+        for a in range(len(xs))
+        for b in range(len(ys))
+    }
+    r, chosen = np.random.default_rng(0), []
+    while open_:
+        best = max(
+            (tuple(int(r.integers(len(xs))) for xs in names) for _ in range(60)),
+            key=lambda c: sum(
+                (i, c[i], j, c[j]) in open_ for i, j in itertools.combinations(range(len(c)), 2)
+            ),
+        )
+        hit = {(i, best[i], j, best[j]) for i, j in itertools.combinations(range(len(best)), 2)}
+        if hit & open_:
+            open_ -= hit
+            chosen.append(tuple(xs[n] for xs, n in zip(names, best, strict=True)))
+    return chosen
