@@ -99,6 +99,13 @@ def _clamp(eqn: Any, operands: list[Any]) -> list[Any]:
     return [jnp.minimum(jnp.maximum(x, low), high)]
 
 
+def _sign(eqn: Any, operands: list[Any]) -> list[Any]:
+    del eqn
+    (x,) = operands
+    one = jnp.ones((), x.dtype)
+    return [jnp.where(x > 0, one, jnp.where(x < 0, -one, x))]
+
+
 def _power(eqn: Any, operands: list[Any]) -> list[Any]:
     (x,), n = operands, eqn.params["y"]
     if not 1 <= n <= 4:
@@ -113,6 +120,7 @@ _RULES: dict[str, Callable[[Any, list[Any]], list[Any]]] = {
     "is_finite": _is_finite,
     "reduce_precision": _reduce_precision,
     "clamp": _clamp,
+    "sign": _sign,
     "integer_pow": _power,
     "square": lambda eqn, operands: [operands[0] * operands[0]],
     "stop_gradient": lambda eqn, operands: operands,

@@ -29,7 +29,8 @@ def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params,
 
 def _changed(p: Any, u: Any) -> Any:
     """As `optax.apply_updates` does, under strict promotion too."""
-    dtype = jnp.promote_types(p.dtype, u.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(p.dtype, u.dtype)
     return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
 
 

@@ -148,6 +148,17 @@ def test_parameters_in_bfloat16(kept):
         _compare(rule, params, exact=False, kernels="interpret")
 
 
+def test_gradients_of_another_dtype_under_strict_promotion():
+    params, rule = _params(), _INNER["int8"]()
+    grads = _grads(params, 1, dtype=jnp.bfloat16)
+    got, _ = jl.apply(rule, grads, rule.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):
+        want, _ = _plain(rule)(grads, rule.init(params), params)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert x.dtype == y.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, rtol=1e-2)
+
+
 def test_trees_of_all_kinds():
     rule = jl.adam(1e-2)
     for params in ({}, {"a": None, "b": jnp.ones(3)}, jnp.ones(()), [jnp.ones((0, 3)), jnp.ones((2, 3))]):

@@ -151,6 +151,7 @@ _VALUES = np.concatenate(
         jnp.round,
         jnp.isfinite,
         jnp.square,
+        jnp.sign,
         lambda x: x**3,
         lambda x: jnp.clip(x, -1.0, 1.0),
         lambda x: jax.lax.reduce_precision(x, 8, 7),

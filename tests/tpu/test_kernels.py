@@ -12,7 +12,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -28,7 +27,7 @@ _SHAPES = [(512, 4096), (1000, 640), (4, 256, 1024), (12, 768, 768), (2, 3, 256,
 
 
 def _int8(**options):
-    return jl.stored(optax.adamw(1e-3), mu=jl.int8(), nu=jl.int8(), **options)
+    return jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8(), **options)
 
 
 def _compiled(rule, shape, dtype, gradient, chip):
@@ -47,11 +46,10 @@ def _compiled(rule, shape, dtype, gradient, chip):
 def _check(compiled, args):
     memory = compiled.memory_analysis()
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[1]))
-    held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(args[:2]) if x.ndim)
-    if str(jax.tree.leaves(args[1])[-2].dtype) in ("int4", "uint4"):
-        held = 0  # counted by whole bytes here
+    bits = lambda x: 4 if "int4" in str(x.dtype) else 8 * x.dtype.itemsize  # noqa: E731
+    held = sum(math.prod(x.shape) * bits(x) // 8 for x in jax.tree.leaves(args[:2]) if x.ndim)
     assert compiled.as_text().count("tpu_custom_call") == 1
-    assert memory.temp_size_in_bytes < 0.01 * state
+    assert memory.temp_size_in_bytes < max(0.01 * state, 2**18)  # the kernel's scalars, and what moves them
     assert memory.alias_size_in_bytes >= held
 
 
