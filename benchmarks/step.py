@@ -3,11 +3,11 @@
     python benchmarks/step.py                   # 5 minutes on 2 CPU cores, with small trees
 
 Runs on CPU, GPU and TPU; on the last two the trees have their true sizes. Each tree and rule is one set of
-programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with
-quartiles; GB/s counts the floor, which is gradient, parameter and state read once and the last two written
-once; `rewrite` reads and writes as many bytes in place, with no arithmetic to speak of. Beside them, where they can be imported, torch's
-fused AdamW (float32) and bitsandbytes' 8-bit AdamW on the same tree. Last, how long 1,000 leaves of 10
-shapes take to trace and compile. Saved as results/step-PLATFORM.json.
+programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with quartiles;
+GB/s counts the floor, which is gradient, parameter and state read once and the last two written once;
+`rewrite` reads and writes as many bytes in place, with no arithmetic to speak of. Beside them, where they can
+be imported, torch's fused AdamW (float32) and bitsandbytes' 8-bit AdamW on the same tree. Last, how long
+1,000 leaves of 10 shapes take to trace and compile. Saved as results/step-PLATFORM.json.
 """
 
 import functools
@@ -282,7 +282,8 @@ def main() -> None:
                 ms = row["ms"]
                 print(
                     f"  {key:30} {ms['median']:8.2f} ms ({ms['low']:.2f} to {ms['high']:.2f})"
-                    f"  {row['GB/s']:6.1f} GB/s {row['to rewrite']:5.2f} x rewrite {row['to optax']:5.2f} x optax"
+                    f"  {row['GB/s']:6.1f} GB/s {row['to rewrite']:5.2f} x rewrite"
+                    f" {row['to optax']:5.2f} x optax"
                     f" {row['to optax AdamW']:5.2f} x its AdamW  {row['temporary_bytes'] / 2**20:.1f} MiB",
                     flush=True,
                 )

@@ -40,7 +40,8 @@ def apply(
             return jl.apply(rule, grads, state, params)
 
     On a mesh with Auto axes a kernel needs to know where arrays lie: `zero` tells, Explicit axes tell, and
-    inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs.
+    inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs. Kernels
+    and loops have no reverse derivative; with `kernels="xla"` a step has one.
 
     Args:
       rule: any rule, ours or optax's, in any wrappers.
