@@ -1,5 +1,6 @@
 """Arithmetic that every rule shares: float32 moments, bias correction, norms, the safe counter."""
 
+import functools
 import math
 import numbers
 from typing import Any
@@ -131,12 +132,9 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
 
     def in_turn(leaves: list[Array]) -> Array:
         """On CPU each sum is a pass of its own: the second is made where it is needed."""
-        found = jax.lax.while_loop(
-            lambda carry: jnp.isinf(carry[0]) & (carry[1] > small),
-            lambda carry: (total(leaves, carry[2]), carry[2], small),
-            (jnp.full((), jnp.inf, dtype), jnp.full((), jnp.inf, dtype), one),
-        )
-        return jnp.sqrt(found[0]) / found[1]
+        plain = total(leaves, one)
+        again = functools.partial(total, leaves, small)
+        return jax.lax.cond(jnp.isinf(plain), lambda: jnp.sqrt(again()) / small, lambda: jnp.sqrt(plain))
 
     if not leaves or reduction_axes(axis_name):
         return at_once(leaves)

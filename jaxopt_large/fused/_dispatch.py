@@ -51,7 +51,7 @@ def way(pass_: Pass, platform: str, where: Placed | str | None) -> Way:
 
 def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..., Any]:
     """(arrays, scalars, began) -> results, began: as `_loop.loop` has it, None before the first loop."""
-    where = where_of(pass_, alone=kernels in _kernel.TARGETS)
+    where = where_of(pass_, alone=kernels in _kernel.TARGETS) if pass_.has_blocks else None
 
     def whole(arrays: list[Any], scalars: list[Any], began: Any) -> tuple[list[Any], Any]:
         return pass_.whole(arrays, scalars), began
@@ -79,7 +79,7 @@ def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..
             if way(pass_, target, where).name == "kernel"
         }
         if way(pass_, "cpu", where).name == "loop":
-            began = _loop.zero_of(scalars) if began is None else began
+            began = _loop.zero_of(arrays, scalars) if began is None else began
             ways["cpu"] = loop
         if not ways:
             return whole(arrays, scalars, began)

@@ -22,12 +22,6 @@ from ..storage._words import from_words, to_words
 from ._pass import Order, Pass
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
-_FEWEST = 2**16  # below it a loop costs more than it saves
-
-
-def helps(pass_: Pass) -> bool:
-    """Is a loop faster than all at once?"""
-    return pass_.has_blocks and pass_.size >= _FEWEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +130,12 @@ def _through(
     return held, n // (region.rounds + 1)
 
 
-def zero_of(scalars: Sequence[Any]) -> Any:
+def zero_of(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
     """A 0 that compilers do not see, made of a number that a step has: loops of one round stay loops."""
-    number = next(x for x in scalars if jnp.issubdtype(x.dtype, jnp.unsignedinteger))  # a codec's key
-    return hidden_zero((number >> 1).astype(jnp.int32))
+    x = scalars[0] if scalars else arrays[0][(0,) * arrays[0].ndim]
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return hidden_zero((x.astype(jnp.uint32) >> 1).astype(jnp.int32))
 
 
 def _crossing(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:

@@ -74,13 +74,17 @@ def where_of(pass_: Pass, *, alone: bool = False) -> Placed | str | None:
       None where arrays are whole on one device, or one device's part.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
+    manual = [kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types]
+    if any(manual):
+        if not all(manual):
+            return "shard_map leaves axes of the mesh to the compiler"
         typed = any(varying_axes(pass_.types[v]) for v in pass_.inputs)
         return "shard_map types its arrays; check_vma=False lets kernels run" if typed else None
-    if mesh.empty and jax.device_count() == 1:
-        return None
     found = _placed(pass_)
-    return None if found == UNKNOWN and alone else found
+    if found == UNKNOWN:
+        return None if alone or jax.device_count() == 1 else found
+    alone = isinstance(found, Placed) and found.mesh.size == 1
+    return None if alone and jax.sharding.AxisType.Explicit not in found.mesh.axis_types else found
 
 
 def _placed(pass_: Pass) -> Placed | str:
@@ -106,7 +110,7 @@ def _known(pass_: Pass) -> dict[Any, NamedSharding]:
     for eqn in pass_.equations:
         if eqn.of.primitive.name in ("sharding_constraint", "reshard"):
             sharding = eqn.of.params.get("sharding", eqn.of.params.get("dst_sharding"))
-            if isinstance(sharding, NamedSharding) and not _is_auto_note(sharding, eqn):
+            if isinstance(sharding, NamedSharding) and _tells(sharding, eqn):
                 found[eqn.outputs[0]] = sharding
                 found.setdefault(eqn.inputs[0], sharding)
         elif eqn.of.primitive.name in ("add", "add_any", "convert_element_type", "copy"):
@@ -121,6 +125,10 @@ def _known(pass_: Pass) -> dict[Any, NamedSharding]:
     return found
 
 
-def _is_auto_note(sharding: NamedSharding, eqn: Any) -> bool:
-    """Is it a reshard that only changes how axes are typed, and says nothing of where an array lies?"""
-    return eqn.of.primitive.name == "reshard" and jax.sharding.AxisType.Auto in sharding.mesh.axis_types
+def _tells(sharding: NamedSharding, eqn: Any) -> bool:
+    """Does a constraint say where an array lies?
+
+    Not all do: some leave axes open, and a reshard to Auto axes changes only how axes are typed.
+    """
+    typing = eqn.of.primitive.name == "reshard" and jax.sharding.AxisType.Auto in sharding.mesh.axis_types
+    return not typing and all(isinstance(entry, None | str | tuple) for entry in sharding.spec)

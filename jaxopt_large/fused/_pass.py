@@ -18,7 +18,7 @@ Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
 
 # what only says where an array is placed or in which form it is handed on
 _PASSED_ON_NAMES = """
-    copy copy_p device_put opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary
+    copy copy_p opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary
     sharding_constraint stop_gradient
 """
 PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
@@ -36,6 +36,7 @@ class Pass:
       results: what is written -> the variable that holds it.
       kinds: of each variable that is not a scalar: None for an array, for scales their order.
       types: of each variable.
+      cuts: inputs that are no inputs of the step, but computed before.
       repeats: is what it computes also needed before it, for norms of an update or the like?
     """
 
@@ -46,6 +47,7 @@ class Pass:
     results: Mapping[int, Variable]
     kinds: Mapping[Variable, Order | None]
     types: Mapping[Variable, Any]
+    cuts: frozenset[Variable] = frozenset()
     repeats: bool = False
 
     @property
@@ -54,8 +56,9 @@ class Pass:
 
     @functools.cached_property
     def has_blocks(self) -> bool:
-        """Is an array kept as codes and scales?"""
-        return any(order is not None for order in self.kinds.values())
+        """Is an array encoded in blocks? All else XLA fuses by itself."""
+        marks = [mark_of(eqn.of) for eqn in self.equations]
+        return any(mark is not None and mark.kind == "encode" and mark.order for mark in marks)
 
     @functools.cached_property
     def key(self) -> Any:
@@ -73,7 +76,7 @@ class Pass:
             operands = tuple(name(a) for a in eqn.inputs)
             names.update({v: len(names) + n for n, v in enumerate(eqn.outputs)})
             steps.append((eqn.of.primitive.name, _params_key(eqn.of), operands, len(eqn.outputs)))
-        types = tuple((self.types[v].shape, str(self.types[v].dtype)) for v in (*self.inputs, *self.scalars))
+        types = tuple(self.types[v] for v in (*self.inputs, *self.scalars))  # with sharding and all
         return self.shape, types, tuple(steps), tuple(name(v) for v in self.results.values())
 
     def computed(

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._encoded import is_encoded, scale_shape
 from .._parts import ELEMENTWISE
@@ -15,8 +16,7 @@ from .._slices import Constant, Equation, Slices, Variable
 from ..storage._marks import Mark, mark_of
 from ._pass import PASSED_ON, Order, Pass
 
-_RESHAPING = {"expand_dims", "reshape", "squeeze", "transpose"}
-_BY_ELEMENT = ELEMENTWISE - _RESHAPING
+_BY_ELEMENT = ELEMENTWISE - {"expand_dims", "reshape", "squeeze", "transpose", "device_put"}
 
 
 class _NotByPassError(Exception):
@@ -27,7 +27,7 @@ class _Walk:
     """One result, followed back."""
 
     def __init__(self, slices: Slices, shape: tuple[int, ...]):
-        self._slices, self._shape = slices, shape
+        self._slices, self.shape = slices, shape
         self.kinds: dict[Variable, Order | None] = {}
         self.inputs: set[Variable] = set()
         self.scalars: set[Variable] = set()
@@ -64,7 +64,7 @@ class _Walk:
                     pending.append((a, kind))
 
     def _expected(self, order: Order | None) -> tuple[int, ...]:
-        return self._shape if order is None else scale_shape(self._shape, order)
+        return self.shape if order is None else scale_shape(self.shape, order)
 
     def _operands(self, eqn: Equation, atom: Any, order: Order | None) -> list[tuple[Any, Any]] | None:
         """What an equation needs, each with its kind; None: it is not made element by element."""
@@ -74,7 +74,7 @@ class _Walk:
         if mark is not None:
             return self._of_codec(mark, eqn, atom, order)
         name = eqn.of.primitive.name
-        if name in PASSED_ON:
+        if name in PASSED_ON and len(eqn.inputs) == len(eqn.outputs):
             return [(eqn.inputs[eqn.outputs.index(atom)], order)]
         shapes = [self._shape_of(a) for a in eqn.inputs]
         if name == "broadcast_in_dim":
@@ -88,14 +88,14 @@ class _Walk:
     def _of_codec(
         self, mark: Mark, eqn: Equation, atom: Any, order: Order | None
     ) -> list[tuple[Any, Any]] | None:
-        if mark.order and len(mark.order) != len(self._shape):
+        if mark.order and len(mark.order) != len(self.shape):
             return None  # it was mapped over
         if mark.kind in ("decode", "read"):
             first, *rest = eqn.inputs
             kind = mark.order if mark.kind == "decode" else None
             return [(first, None), *((a, kind) for a in rest)] if order is None else None
         arrays = 1 if mark.kind == "encode" else 2
-        if len(eqn.inputs) - arrays - 1 != len(self._shape):
+        if len(eqn.inputs) - arrays - 1 != len(self.shape):
             return None  # it was mapped over, or is a run of a flattened array
         for v, kind in zip(eqn.outputs, (None, mark.order or None), strict=False):
             if v == atom and kind != order:
@@ -117,7 +117,7 @@ def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None
       results: those to look at -> the shape of the arrays they belong to, and for scales their order.
 
     Returns:
-      Passes that share no input; results that cannot be had by one are in none.
+      Passes; those of one shape share no input of the step. Results that cannot be had by one are in none.
     """
     walks: dict[int, _Walk] = {}
     for k, (shape, order) in results.items():
@@ -129,23 +129,23 @@ def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None
             continue
         if walk.equations:  # else it is an input handed on, or a constant
             walks[k] = walk
-    return [_joined(slices, {k: walks[k] for k in group}) for group in _groups(walks)]
+    given = set(slices.inputs)
+    return [_joined(slices, {k: walks[k] for k in group}, given) for group in _groups(walks, given)]
 
 
-def _groups(walks: dict[int, _Walk]) -> list[list[int]]:
-    """Results that share an input, together."""
+def _groups(walks: dict[int, _Walk], given: set[Variable]) -> list[list[int]]:
+    """Results of one shape that share an input of the step, together."""
     groups: dict[int, list[int]] = {}
     of: dict[tuple[Variable, Any], int] = {}
     for k, walk in walks.items():
-        shape = walk._shape
-        touched = sorted({of[v, shape] for v in walk.inputs if (v, shape) in of})
+        touched = sorted({of[v, walk.shape] for v in walk.inputs & given if (v, walk.shape) in of})
         groups[k] = sorted([k, *(j for g in touched for j in groups.pop(g))])
         for j in groups[k]:
-            of.update({(v, shape): k for v in walks[j].inputs})
+            of.update({(v, walk.shape): k for v in walks[j].inputs & given})
     return list(groups.values())
 
 
-def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
+def _joined(slices: Slices, walks: dict[int, _Walk], given: set[Variable]) -> Pass:
     kinds: dict[Variable, Order | None] = {}
     equations: dict[int, Equation] = {}
     inputs: set[Variable] = set()
@@ -157,13 +157,14 @@ def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
         scalars |= walk.scalars
     first = next(iter(walks.values()))
     return Pass(
-        first._shape,
+        first.shape,
         tuple(sorted(inputs)),
         tuple(sorted(scalars)),
         tuple(equations[v] for v in sorted(equations)),
         {k: slices.outputs[k] for k in walks},
         kinds,
         slices.types,
+        frozenset(inputs - given),
     )
 
 
@@ -237,11 +238,11 @@ def _variables(atoms: Any) -> list[Variable]:
 def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:
     """Results of a step to look at: new parameters, numbered from 0, and a new state, from `first`."""
     found: dict[int, tuple[tuple[int, ...], Order | None]] = {
-        i: (tuple(p.shape), None) for i, p in enumerate(params)
+        i: (tuple(jnp.shape(p)), None) for i, p in enumerate(params)
     }
     for node in jax.tree.leaves(state, is_leaf=is_encoded):
         leaves = jax.tree.leaves(node)
-        shape = tuple(leaves[0].shape)
+        shape = tuple(jnp.shape(leaves[0])) if leaves else ()
         orders: list[Order | None] = [None] if len(leaves) == 1 else [None, node.order]
         for order in orders:
             found[first] = (shape, order)
@@ -250,5 +251,6 @@ def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tup
 
 
 def keep(equation: Any) -> bool:
-    """Does an equation call a function of ours that is named: a codec, or a sum over a leaf?"""
-    return str(equation.params.get("name", "")).startswith("jaxopt_large_")
+    """Does a call stay: of a function of ours that is named, or of one with a derivative of its own?"""
+    name = str(equation.params.get("name", ""))
+    return name.startswith("jaxopt_large_") or equation.primitive.name.startswith("custom_")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from .._axes import surrounded_by
@@ -20,18 +19,15 @@ def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params,
     rule = optax.with_extra_args_support(rule)
 
     def step(grads: Updates, state: State, params: Params) -> tuple[Params, State]:
-        with surrounded_by("apply"):
-            updates, new = rule.update(grads, state, params, **extra)
-        return jax.tree.map(_changed, params, updates), new
+        updates, new = rule.update(grads, state, params, **extra)
+        with jax.numpy_dtype_promotion("standard"):
+            return optax.apply_updates(params, updates), new
 
     return step
 
 
-def _changed(p: Any, u: Any) -> Any:
-    """As `optax.apply_updates` does, under strict promotion too."""
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.promote_types(p.dtype, u.dtype)
-    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
+_outside_jit: dict[Any, Callable[..., Any]] = {}  # what passes share from one call to the next
+_MOST_SHARED = 1000  # functions kept
 
 
 class Step:
@@ -54,7 +50,8 @@ class Step:
         made = []
 
         def traced(*args: Any) -> Any:
-            out = step(*args)
+            with surrounded_by("apply"):
+                out = step(*args)
             made.append(jax.tree.structure(out))
             return out
 
@@ -72,19 +69,29 @@ class Step:
     def aliased(self, pass_: Pass) -> tuple[int | None, ...]:
         """For each result of a pass, the number of the pass's input whose place it takes."""
         numbers = {v: n for n, v in enumerate(pass_.inputs)}
-        return tuple(
-            None if k < 0 else numbers.get(self.slices.inputs[self.input_of(k)]) for k in pass_.results
-        )
+        types = self.slices.types
+        found: list[int | None] = []
+        for k, v in pass_.results.items():
+            place = None if k < 0 else self.slices.inputs[self.input_of(k)]
+            fits = place is not None and (types[place].shape, types[place].dtype) == (
+                types[v].shape,
+                types[v].dtype,
+            )
+            found.append(numbers.get(place) if fits else None)
+        return tuple(found)
 
     def run(self, args: Any, kernels: str) -> tuple[Params, State]:
         for k, x in enumerate(jax.tree.leaves(args)):
             self.slices.give(k, x)
         results: dict[int, Any] = {}
-        shared: dict[Any, Callable[..., Any]] = {}
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+        shared: dict[Any, Callable[..., Any]] = {} if traced else _outside_jit
         began = None
+        if len(_outside_jit) > _MOST_SHARED:
+            _outside_jit.clear()
         for p in self.passes:
             aliased = self.aliased(p)
-            key = (p.key, aliased)
+            key = (p.key, aliased, kernels, jax.sharding.get_abstract_mesh())
             if key not in shared:
                 shared[key] = jax.jit(run(p, aliased, kernels))
             arrays, scalars = self.slices.computed(p.inputs), self.slices.computed(p.scalars)

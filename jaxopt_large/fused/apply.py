@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from .._compat import is_differentiated
 from .._errors import message
 from .._paths import leaf_paths, listed
 from .._types import AnyRule, Params, State, Updates
@@ -40,8 +41,10 @@ def apply(
             return jl.apply(rule, grads, state, params)
 
     On a mesh with Auto axes a kernel needs to know where arrays lie: `zero` tells, Explicit axes tell, and
-    inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs. Kernels
-    and loops have no reverse derivative; with `kernels="xla"` a step has one.
+    inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs.
+    Call it under `jit`: outside, what is computed before the passes runs operation by operation. Kernels
+    and loops have no derivatives; inside `jax.grad` and its like they are left out, where it can be seen:
+    around a step that is already jitted, pass `kernels="xla"`.
 
     Args:
       rule: any rule, ours or optax's, in any wrappers.
@@ -67,6 +70,8 @@ def apply(
     (0.998999, 1)
     """
     _check(rule, grads, params, kernels)
+    if kernels == "auto" and any(map(is_differentiated, jax.tree.leaves((grads, state, params, extra)))):
+        kernels = "xla"
     step = step_of(rule, extra)
     taken = Step.taken(step, (grads, state, params))
     if taken is None:  # it does more than its results say

@@ -69,7 +69,8 @@ def explain_apply(
     Args:
       rule: the rule that `apply` is to run, outside of mapped axes.
       params: arrays, or `jax.ShapeDtypeStruct`s.
-      platform: "cpu", "gpu" or "tpu"; by default JAX's own.
+      platform: "cpu", "gpu" or "tpu"; by default JAX's own, on its devices. Of a platform that is named,
+        one device is meant where nothing tells how arrays are divided.
       **extra: what else `update` takes.
 
     Returns:
@@ -86,6 +87,7 @@ def explain_apply(
     b     (512,)      xla     no block formats: XLA fuses it    8,192      6,144      14,336     1.00
     w     (512, 512)  kernel  one tile after another, in place  2,637,824  1,589,248  4,227,072  1.00
     """
+    alone = platform is not None
     platform = jax.default_backend() if platform is None else platform
     if platform not in PLATFORMS:
         raise ValueError(
@@ -96,23 +98,26 @@ def explain_apply(
     step = Step.taken(step_of(rule, extra), (shapes, state, shapes))
     owners = {} if step is None else {k: p for p in step.passes for k in p.results}
     return ApplyExplanation(
-        _row(path, leaf, owners.get(i), platform)
+        _row(path, leaf, owners.get(i), platform, alone)
         for i, (path, leaf) in enumerate(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
     )
 
 
-def _row(path: str, leaf: Any, pass_: Pass | None, platform: str) -> LeafPass:
+def _row(path: str, leaf: Any, pass_: Pass | None, platform: str, alone: bool) -> LeafPass:
     shape = tuple(leaf.shape)
     if pass_ is None:
-        return LeafPass(path, shape, "xla", "its step is not element by element", 0, 0, 0, float("nan"))
-    where = where_of(pass_, alone=True)
+        why = "its step is not element by element" if shape else "a number"
+        return LeafPass(path, shape, "xla", f"{why}: bytes are not counted", 0, 0, 0, float("nan"))
+    where = where_of(pass_, alone=alone)
     name, why = way(pass_, platform, where)
     if pass_.repeats:
         why += "; norms and the like of what it computes come before, and are not counted"
+    if pass_.cuts:
+        why += f"; XLA makes {len(pass_.cuts)} arrays for it before, which is not counted"
     local = where.local(pass_) if isinstance(where, Placed) else pass_
     read = sum(_bytes(local.types[v]) for v in local.inputs)
     written = sum(_bytes(local.types[v]) for v in local.results.values())
-    floor = read + written
+    floor = read + written - sum(_bytes(local.types[v]) for v in local.cuts)
     if name == "kernel" and platform == "tpu":
         read, written = moved(local, platform)
     elif name == "xla" and pass_.has_blocks:

@@ -30,7 +30,7 @@ class Mark(NamedTuple):
     make: Callable[[tuple[int, ...], tuple[int, ...], bool], Callable[..., Any]]
 
 
-_marks: dict[str, Mark] = {}
+_marks: dict[str, tuple[Any, Mark]] = {}  # name -> what tells codecs apart, and what a call stands for
 
 
 def marked(function: Callable[..., Any], name: str, what: Any, mark: Mark) -> Callable[..., Any]:
@@ -43,11 +43,15 @@ def marked(function: Callable[..., Any], name: str, what: Any, mark: Mark) -> Ca
       mark: what a call stands for.
     """
     prefix = ENCODE if mark.kind in ("encode", "write") else DECODE
-    function.__name__ = function.__qualname__ = f"{prefix}_{name}_{zlib.crc32(repr(what).encode()):08x}"
-    _marks[function.__name__] = mark
+    name = f"{prefix}_{name}_{zlib.crc32(repr(what).encode()):08x}"
+    while name in _marks and _marks[name][0] != what:  # another of equal looks
+        name += "_"
+    function.__name__ = function.__qualname__ = name
+    _marks[name] = what, mark
     return jax.jit(function)
 
 
 def mark_of(equation: Any) -> Mark | None:
     """What an equation of a jaxpr stands for, if it calls a codec."""
-    return _marks.get(str(equation.params.get("name", ""))) if "jaxpr" in equation.params else None
+    _, mark = _marks.get(str(equation.params.get("name", "")), (None, None))
+    return mark if "jaxpr" in equation.params else None
