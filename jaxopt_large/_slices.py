@@ -90,6 +90,10 @@ class Slices:
         """Gives a variable that was computed elsewhere."""
         self._values[variable] = value
 
+    def is_constant(self, variable: Variable) -> bool:
+        """Was a variable there before the function was called? Asked before anything is given."""
+        return variable in self._values
+
     def has(self, index: int) -> bool:
         return self.inputs[index] in self._values
 

@@ -77,6 +77,7 @@ def why_not(pass_: Pass, target: str) -> str | None:
     return f"its equations have {', '.join(unknown)}" if unknown else None
 
 
+@functools.lru_cache(maxsize=64)  # asked once why not, and once more to run
 def _traced(pass_: Pass, tile: Tile) -> Any:
     """The pass on a tile: (its starts, bases, arrays, scalars) -> results."""
     length = pass_.shape[-1]

@@ -102,8 +102,7 @@ def _clamp(eqn: Any, operands: list[Any]) -> list[Any]:
 def _sign(eqn: Any, operands: list[Any]) -> list[Any]:
     del eqn
     (x,) = operands
-    one = jnp.ones((), x.dtype)
-    return [jnp.where(x > 0, one, jnp.where(x < 0, -one, x))]
+    return [jnp.where(x > 0, jnp.full_like(x, 1), jnp.where(x < 0, jnp.full_like(x, -1), x))]
 
 
 def _power(eqn: Any, operands: list[Any]) -> list[Any]:

@@ -83,8 +83,9 @@ def where_of(pass_: Pass, *, alone: bool = False) -> Placed | str | None:
     found = _placed(pass_)
     if found == UNKNOWN:
         return None if alone or jax.device_count() == 1 else found
-    alone = isinstance(found, Placed) and found.mesh.size == 1
-    return None if alone and jax.sharding.AxisType.Explicit not in found.mesh.axis_types else found
+    if isinstance(found, Placed) and found.mesh.size == 1:
+        return found if jax.sharding.AxisType.Explicit in found.mesh.axis_types else None
+    return found
 
 
 def _placed(pass_: Pass) -> Placed | str:

@@ -117,7 +117,7 @@ def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None
       results: those to look at -> the shape of the arrays they belong to, and for scales their order.
 
     Returns:
-      Passes; those of one shape share no input of the step. Results that cannot be had by one are in none.
+      Passes; those of one shape share no input but constants. Results that cannot be had by one are in none.
     """
     walks: dict[int, _Walk] = {}
     for k, (shape, order) in results.items():
@@ -129,23 +129,23 @@ def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None
             continue
         if walk.equations:  # else it is an input handed on, or a constant
             walks[k] = walk
-    given = set(slices.inputs)
-    return [_joined(slices, {k: walks[k] for k in group}, given) for group in _groups(walks, given)]
+    constants = {v for walk in walks.values() for v in walk.inputs if slices.is_constant(v)}
+    return [_joined(slices, {k: walks[k] for k in group}) for group in _groups(walks, constants)]
 
 
-def _groups(walks: dict[int, _Walk], given: set[Variable]) -> list[list[int]]:
-    """Results of one shape that share an input of the step, together."""
+def _groups(walks: dict[int, _Walk], constants: set[Variable]) -> list[list[int]]:
+    """Results of one shape that share an input, together; a constant may be read by many passes."""
     groups: dict[int, list[int]] = {}
     of: dict[tuple[Variable, Any], int] = {}
     for k, walk in walks.items():
-        touched = sorted({of[v, walk.shape] for v in walk.inputs & given if (v, walk.shape) in of})
+        touched = sorted({of[v, walk.shape] for v in walk.inputs - constants if (v, walk.shape) in of})
         groups[k] = sorted([k, *(j for g in touched for j in groups.pop(g))])
         for j in groups[k]:
-            of.update({(v, walk.shape): k for v in walks[j].inputs & given})
+            of.update({(v, walk.shape): k for v in walks[j].inputs - constants})
     return list(groups.values())
 
 
-def _joined(slices: Slices, walks: dict[int, _Walk], given: set[Variable]) -> Pass:
+def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
     kinds: dict[Variable, Order | None] = {}
     equations: dict[int, Equation] = {}
     inputs: set[Variable] = set()
@@ -164,7 +164,7 @@ def _joined(slices: Slices, walks: dict[int, _Walk], given: set[Variable]) -> Pa
         {k: slices.outputs[k] for k in walks},
         kinds,
         slices.types,
-        frozenset(inputs - given),
+        frozenset(inputs.difference(slices.inputs)),
     )
 
 
