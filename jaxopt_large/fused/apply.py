@@ -67,7 +67,7 @@ def apply(
     >>> params = {"w": jnp.ones((64, 128))}
     >>> params, state = jl.apply(rule, params, rule.init(params), params)
     >>> round(float(params["w"][0, 0]), 6), int(state.step)
-    (0.998999, 1)
+    (0.999, 1)
     """
     _check(rule, grads, params, kernels)
     if kernels == "auto" and any(map(is_differentiated, jax.tree.leaves((grads, state, params, extra)))):

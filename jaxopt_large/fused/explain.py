@@ -79,7 +79,7 @@ def explain_apply(
     Raises:
       ValueError: platform is none of the three.
 
-    >>> rule = jl.stored(optax.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
+    >>> rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
     >>> params = {"b": jnp.ones(512), "w": jnp.ones((512, 512))}
     >>> print(jl.explain_apply(rule, params, platform="tpu"))
     path  shape       way     why                               read       written    floor      ratio
