@@ -1,6 +1,6 @@
 """What a step costs: `jl.apply` beside optax, beside `update`, and beside the same bytes rewritten.
 
-    python benchmarks/step.py                   # 5 minutes on 2 CPU cores, with small trees
+    python benchmarks/step.py                   # 12 minutes on 2 CPU cores, with small trees
 
 Runs on CPU, GPU and TPU; on the last two the trees have their true sizes. Each tree and rule is one set of
 programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with quartiles;
@@ -30,7 +30,7 @@ import jaxopt_large as jl
 
 _PLATFORM = jax.default_backend()
 _SMALL = _PLATFORM == "cpu"
-_ROUNDS = 14  # the first two are not counted
+_ROUNDS = 11  # the first two are not counted
 
 
 def _gpt(layers, width, vocabulary):
