@@ -149,7 +149,7 @@ def _bytes(tree):
 
 def _program(step, init, shapes, dtype):
     params, grads = _arrays(shapes, dtype, 0), _arrays(shapes, dtype, 1)
-    state = jax.jit(init)(params)
+    state = init(params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
     floor = _bytes(grads) + 2 * (_bytes(params) + _bytes(state))
     carry = [params, state]
