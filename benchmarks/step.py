@@ -6,7 +6,7 @@ Runs on CPU, GPU and TPU; on the last two the trees have their true sizes. Each 
 programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with quartiles;
 GB/s counts the floor, which is gradient, parameter and state read once and the last two written once;
 `rewrite` reads and writes as many bytes in place, with no arithmetic to speak of. Beside them, where they can
-be imported, torch's fused AdamW (float32) and bitsandbytes' 8-bit AdamW on the same tree. Last, how long
+be imported, torch's fused AdamW (float32) and bitsandbytes' 8-bit AdamW on the same tree. First, how long
 1,000 leaves of 10 shapes take to trace and compile. Saved as results/step-PLATFORM.json.
 """
 
@@ -274,9 +274,13 @@ def _compile_times():
 
 def main() -> None:
     results = {}
+    results["1,000 leaves of 10 shapes, clip + AdamW"] = times = _compile_times()
+    for name, row in times.items():
+        print(f"  {name:28} trace {row['trace_s']:.2f} s, compile {row['compile_s']:.2f} s")
     for tree in _TREES:
         for name in _CASES:
             rows = results[f"{tree}: {name}"] = _case(tree, name)
+            _save(results)
             print(f"{tree}: {name}")
             for key, row in rows.items():
                 ms = row["ms"]
@@ -287,11 +291,12 @@ def main() -> None:
                     f" {row['to optax AdamW']:5.2f} x its AdamW  {row['temporary_bytes'] / 2**20:.1f} MiB",
                     flush=True,
                 )
-    results["1,000 leaves of 10 shapes, clip + AdamW"] = times = _compile_times()
-    for name, row in times.items():
-        print(f"  {name:28} trace {row['trace_s']:.2f} s, compile {row['compile_s']:.2f} s")
-    device = jax.devices()[0].device_kind
-    record = {**about("jax", "optax"), "device": device, "results": results}
+    _save(results)
+
+
+def _save(results) -> None:
+    """Also in between, so that a run that is cut off leaves what it has."""
+    record = {**about("jax", "optax"), "device": jax.devices()[0].device_kind, "results": results}
     file = Path(__file__).parent / "results" / f"step-{_PLATFORM}.json"
     file.write_text(json.dumps(record, indent=1) + "\n")
 
