@@ -122,8 +122,7 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
     one, small = jnp.ones((), dtype), jnp.asarray(_NORM_SCALE, dtype)
 
-    def total(leaves: list[Array], scale: Array) -> Array:
-        return sum((jaxopt_large_sum_of_squares(x, scale) for x in leaves), jnp.zeros((), dtype))
+    total = jaxopt_large_sum_of_squares
 
     def at_once(leaves: list[Array]) -> Array:
         plain, scaled = total(leaves, one), total(leaves, small)
@@ -142,6 +141,7 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
 
 
 @jax.jit
-def jaxopt_large_sum_of_squares(x: Array, scale: Array) -> Array:
-    """Of a scaled leaf; under its name `apply` leaves it whole."""
-    return jnp.sum(jnp.square(x.astype(scale.dtype) * scale))
+def jaxopt_large_sum_of_squares(leaves: list[Array], scale: Array) -> Array:
+    """Of scaled leaves; under its name `apply` keeps the call whole."""
+    parts = (jnp.sum(jnp.square(x.astype(scale.dtype) * scale)) for x in leaves)
+    return sum(parts, jnp.zeros((), scale.dtype))
