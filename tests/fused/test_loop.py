@@ -38,7 +38,9 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
             taken.slices.give(k, x)
         given = taken.slices.computed(pass_.inputs), taken.slices.computed(pass_.scalars)
         run = functools.partial(_loop.loop, pass_, taken.aliased(pass_))
-        got, ended = jax.jit(lambda arrays, scalars: run(arrays, scalars, _loop.zero_of(scalars)))(*given)
+        got, ended = jax.jit(lambda arrays, scalars: run(arrays, scalars, _loop.zero_of(arrays, scalars)))(
+            *given
+        )
         want = jax.jit(pass_.whole)(*given)
     assert int(ended) == 0
     for x, y in zip(got, want, strict=True):
