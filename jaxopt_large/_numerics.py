@@ -1,6 +1,5 @@
 """Arithmetic that every rule shares: float32 moments, bias correction, norms, the safe counter."""
 
-import functools
 import math
 import numbers
 from typing import Any
@@ -121,8 +120,7 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
     one, small = jnp.ones((), dtype), jnp.asarray(_NORM_SCALE, dtype)
-
-    total = jaxopt_large_sum_of_squares
+    total = jaxopt_large_sum_of_squares  # one jit for both sums
 
     def at_once(leaves: list[Array]) -> Array:
         plain, scaled = total(leaves, one), total(leaves, small)
@@ -132,8 +130,9 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     def in_turn(leaves: list[Array]) -> Array:
         """On CPU each sum is a pass of its own: the second is made where it is needed."""
         plain = total(leaves, one)
-        again = functools.partial(total, leaves, small)
-        return jax.lax.cond(jnp.isinf(plain), lambda: jnp.sqrt(again()) / small, lambda: jnp.sqrt(plain))
+        return jax.lax.cond(
+            jnp.isinf(plain), lambda: jnp.sqrt(total(leaves, small)) / small, lambda: jnp.sqrt(plain)
+        )
 
     if not leaves or reduction_axes(axis_name):
         return at_once(leaves)

@@ -101,6 +101,12 @@ def nearest(wanted: str, paths: Sequence[str]) -> str:
     return listed(close)
 
 
+def unlike(tree: Any, other: Any) -> str:
+    """The paths that only one of two trees has, for an error message."""
+    first, second = leaf_paths(tree), leaf_paths(other)
+    return listed([p for p in dict.fromkeys((*first, *second)) if (p in first) != (p in second)])
+
+
 def listed(paths: Sequence[str]) -> str:
     """Quoted paths, the first few of them, and how many more there are."""
     shown = ", ".join(repr(p) for p in paths[:_MOST_SHOWN])

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ._paths import leaf_paths
+from ._tables import table
 from ._types import AnyRule, Params
 from .placement._hosted import OffloadState, is_offloaded
 from .placement._layout import ZeroState, is_zero
@@ -40,14 +41,8 @@ class Explanation(tuple[Decision, ...]):
     """One decision per parameter and wrapper; printed, a table."""
 
     def __str__(self) -> str:
-        head = Decision._fields
         rows = [tuple(f"{x:,}" if isinstance(x, int) else str(x) for x in row) for row in self]
-        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-            for r in (head, tuple("-" * w for w in widths), *rows)
-        ]
-        return "\n".join(lines)
+        return table(Decision._fields, rows)
 
 
 def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | None = None) -> Explanation:

@@ -26,8 +26,7 @@ def blocks_of(pass_: Pass, tile: Tile, target: str) -> "Blocks":
 
 def moved(pass_: Pass, target: str) -> tuple[int, int]:
     """Bytes that a kernel reads and writes: blocks with their padding, as often as the grid comes to them."""
-    tile = tile_for(pass_, target)
-    blocks = blocks_of(pass_, tile if isinstance(tile, Tile) else Tile(1, 1), target)
+    blocks = blocks_of(pass_, tile_for(pass_, target), target)
     sums = []
     for variables in (pass_.inputs, tuple(pass_.results.values())):
         sums.append(sum(_block_bytes(blocks, v, target) * _visits(blocks, v) for v in variables))

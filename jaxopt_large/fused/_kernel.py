@@ -15,7 +15,7 @@ from ..storage._marks import Mark
 from ._blocks import blocks_of
 from ._lowerable import PRIMITIVES, evaluated, primitives_of
 from ._pass import Order, Pass
-from ._tiles import TPU_LIMIT, Tile, tile_for
+from ._tiles import TPU_LIMIT, NoTileError, Tile, tile_for
 
 TARGETS = ("tpu", "gpu", "interpret")
 
@@ -70,9 +70,10 @@ def _flat(order: Order) -> Order:
 
 def why_not(pass_: Pass, target: str) -> str | None:
     """Why no kernel can run a pass; None: one can."""
-    tile = tile_for(pass_, target)
-    if isinstance(tile, str):
-        return tile
+    try:
+        tile = tile_for(pass_, target)
+    except NoTileError as error:
+        return str(error)
     unknown = sorted(primitives_of(_traced(pass_, tile)) - PRIMITIVES)
     return f"its equations have {', '.join(unknown)}" if unknown else None
 
@@ -117,9 +118,11 @@ def kernel(
       target: "tpu", "gpu" or "interpret".
       offsets: where these arrays begin in those that random bits are drawn for; by default at 0.
       interpret: run it on any platform, for tests.
+
+    Raises:
+      NoTileError: `why_not` would have said so.
     """
     tile = tile_for(pass_, target)
-    assert isinstance(tile, Tile)  # `why_not` was asked
     closed = _traced(pass_, tile)
     wanted = list(pass_.results.values())
     edges = blocks_of(pass_, tile, target)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._encoded import BLOCK, blocks_of
+from .._encoded import BLOCK, scale_shape
 from .._slices import Constant
 from ..storage._by_parts import hidden_zero
 from ..storage._marks import Mark, mark_of
@@ -32,10 +32,7 @@ class _Part:
     shape: tuple[int, ...]
 
     def shape_of(self, order: Order | None) -> tuple[int, ...]:
-        if order is None:
-            return self.shape
-        lengths = (*self.shape[:-1], blocks_of(self.shape[-1]))
-        return tuple(lengths[axis] for axis in order)
+        return self.shape if order is None else scale_shape(self.shape, order)
 
     def starts_of(self, order: Order | None) -> tuple[Any, ...]:
         if order is None:

@@ -26,27 +26,34 @@ class Tile(NamedTuple):
     columns: int
 
 
-def tile_for(pass_: Pass, target: str) -> Tile | str:
-    """A tile for the arrays of a pass, or why there is none.
+class NoTileError(Exception):
+    """No tile suits a chip."""
+
+
+def tile_for(pass_: Pass, target: str) -> Tile:
+    """A tile for the arrays of a pass.
 
     Args:
       pass_: what the kernel is to compute.
       target: "tpu", "gpu", or "interpret" for none.
+
+    Raises:
+      NoTileError: none will do; it says why.
     """
     if len(pass_.shape) < 2:
-        return "fewer than two axes"
+        raise NoTileError("fewer than two axes")
     if any(pass_.types[v].dtype.itemsize == 8 for v in (*pass_.inputs, *pass_.scalars)):
-        return "64-bit numbers"
+        raise NoTileError("64-bit numbers")
     if target == "gpu":
         if any(pass_.types[v].dtype in (jnp.int4, jnp.uint4) for v in pass_.inputs):
-            return "codes of 4 bits, which are packed in memory"
+            raise NoTileError("codes of 4 bits, which are packed in memory")
         rows, columns = (_power_of_two(n) for n in (pass_.shape[-2], blocks_of(pass_.shape[-1]) * BLOCK))
         columns = min(columns, 1024)
         return Tile(min(rows, max(1, _GPU_ELEMENTS // columns)), columns)
     orders = {order for order in pass_.kinds.values() if order is not None}
     leading = len(pass_.shape) - 2
     if any(pass_.shape[order[-1]] != 1 and order[-1] < leading for order in orders):
-        return "scales whose longest axis is not one of the last two"
+        raise NoTileError("scales whose longest axis is not one of the last two")
     rows, columns = pass_.shape[-2], blocks_of(pass_.shape[-1]) * BLOCK
     by_block = any(order.index(leading) > order.index(leading + 1) for order in orders)
     by_row = any(order.index(leading) < order.index(leading + 1) for order in orders)
@@ -54,7 +61,7 @@ def tile_for(pass_: Pass, target: str) -> Tile | str:
     found = Tile(min(rows, row_unit) if rows <= row_unit else row_unit, min(columns, column_unit))
     size = _bytes(pass_, found)
     if size > _TPU_BUDGET:
-        return f"a tile of {found.rows} x {found.columns} takes {size} bytes"
+        raise NoTileError(f"a tile of {found.rows} x {found.columns} takes {size} bytes")
     while (
         found.rows < rows
         and found.rows < 512

@@ -6,7 +6,7 @@ import jax
 
 from .._compat import is_differentiated
 from .._errors import message
-from .._paths import leaf_paths, listed
+from .._paths import unlike
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import WAYS
 from ._step import Step, step_of
@@ -85,8 +85,5 @@ def _check(rule: Any, grads: Updates, params: Params, kernels: str) -> None:
     if kernels not in WAYS:
         raise ValueError(message("apply", f"kernels is unknown, got {kernels!r}", allowed=f"one of {WAYS}"))
     if jax.tree.structure(grads) != jax.tree.structure(params):
-        got, wanted = leaf_paths(grads), leaf_paths(params)
-        unlike = listed([p for p in dict.fromkeys((*got, *wanted)) if (p in got) != (p in wanted)])
-        raise ValueError(
-            message("apply", f"grads and params have different trees: {unlike}", do="Pass both whole")
-        )
+        wrong = f"grads and params have different trees: {unlike(grads, params)}"
+        raise ValueError(message("apply", wrong, do="Pass both whole"))

@@ -6,6 +6,7 @@ import jax
 
 from .._errors import message
 from .._paths import leaf_paths
+from .._tables import table
 from .._types import AnyRule, Params
 from ..placement.shardings import evaluated
 from ._blocks import moved
@@ -47,16 +48,10 @@ class ApplyExplanation(tuple[LeafPass, ...]):
     """One `LeafPass` per parameter; printed, a table."""
 
     def __str__(self) -> str:
-        head = LeafPass._fields
         rows = [
             (p.path, str(p.shape), p.way, p.why, *(f"{n:,}" for n in p[4:7]), f"{p.ratio:.2f}") for p in self
         ]
-        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-            for r in (head, tuple("-" * w for w in widths), *rows)
-        ]
-        return "\n".join(lines)
+        return table(LeafPass._fields, rows)
 
 
 def explain_apply(

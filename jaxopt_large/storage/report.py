@@ -11,6 +11,7 @@ from jaxtyping import Array
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems, message
 from .._paths import path_string
+from .._tables import table
 from .._types import State
 from .stored import is_stored
 
@@ -53,11 +54,7 @@ class StorageReport(tuple[Usage, ...]):
             )
             for u in self
         ]
-        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (head, *rows)
-        ]
-        return "\n".join(lines)
+        return table(head, rows, ruled=False)
 
 
 def storage_report(state: State, shadow: State | None = None) -> StorageReport:

@@ -15,7 +15,7 @@ from .._encoded import is_encoded
 from .._errors import Problems, message
 from .._numerics import safe_increment
 from .._parts import NotByPartsError
-from .._paths import leaf_paths, listed, path_string
+from .._paths import listed, path_string, unlike
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._by_parts import UpdateByParts, helps
 from ._codec import Codec
@@ -185,11 +185,8 @@ def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
 def _check_trees(updates: Updates, state: StoredState, params: Params) -> None:
     """Raises where updates and residuals are not like the parameters."""
     if jax.tree.structure(updates) != jax.tree.structure(params):
-        got, wanted = leaf_paths(updates), leaf_paths(params)
-        unlike = listed([p for p in dict.fromkeys((*got, *wanted)) if (p in got) != (p in wanted)])
-        raise ValueError(
-            message("stored", f"updates and params have different trees: {unlike}", do="Pass both whole")
-        )
+        wrong = f"updates and params have different trees: {unlike(updates, params)}"
+        raise ValueError(message("stored", wrong, do="Pass both whole"))
     try:
         jax.tree.structure(params).flatten_up_to(state.residuals)
     except ValueError as error:
