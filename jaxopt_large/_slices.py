@@ -21,6 +21,11 @@ class Constant:
     value: Any
 
 
+def variables(atoms: Iterable[Any]) -> list[Variable]:
+    """Those that are no constants."""
+    return [a for a in atoms if not isinstance(a, Constant)]
+
+
 class Equation(NamedTuple):
     """One primitive, applied."""
 
@@ -130,13 +135,13 @@ class Slices:
     def _needed(self, atoms: Iterable[Any], known: Container[Any] = ()) -> list[Equation]:
         """The equations on which variables depend, back to those that are known, in their order."""
         needed: dict[int, Equation] = {}
-        pending = [a for a in atoms if not isinstance(a, Constant)]
+        pending = variables(atoms)
         while pending:
             v = pending.pop()
             eqn = None if v in known else self.made_by.get(v)
             if eqn is not None and self._order[id(eqn)] not in needed:
                 needed[self._order[id(eqn)]] = eqn
-                pending.extend(a for a in eqn.inputs if not isinstance(a, Constant))
+                pending.extend(variables(eqn.inputs))
         return [needed[n] for n in sorted(needed)]
 
 

@@ -45,19 +45,17 @@ class _Place:
         return (rows, blocks) if _flat(order) == (0, 1) else (blocks, rows)
 
     def call(self, mark: Mark, operands: list[Any]) -> tuple[Any, ...]:
-        if mark.kind in ("decode", "read"):
-            codes, *rest = operands
-            return (mark.make(_flat(mark.order), (), True)(codes, rest[0] if rest else None),)
-        count = 1 if mark.kind == "encode" else 2
-        arrays, key, starts = operands[:count], operands[count], operands[count + 1 :]
+        if not mark.writes:
+            return mark.read(operands, _flat(mark.order))
         if self.padded and mark.order:  # what lies beyond is no number
             column = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile.columns), 1) + self.starts[-1]
-            arrays[0] = jnp.where(column < self.length, arrays[0], jnp.zeros((), arrays[0].dtype))
+            x = operands[0]
+            operands = [jnp.where(column < self.length, x, jnp.zeros((), x.dtype)), *operands[1:]]
+        starts = operands[mark.arrays + 1 :]
         *places, column = (sum(n) for n in zip(starts, self.starts, self.bases, strict=True))
         row = sum(p * math.prod(mark.whole[n + 1 : -1]) for n, p in enumerate(places))
         whole = (math.prod(mark.whole[:-1]), mark.whole[-1])
-        run = mark.make(_flat(mark.order), whole, True)
-        return tuple(x for x in run(*arrays, key, (row, column)) if x is not None)
+        return mark.write(operands, (row, column), _flat(mark.order), whole)
 
 
 def _flat(order: Order) -> Order:

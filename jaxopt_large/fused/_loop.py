@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .._encoded import BLOCK, scale_shape
-from .._slices import Constant
+from .._slices import variables
 from ..storage._by_parts import hidden_zero
 from ..storage._marks import Mark, mark_of
 from ..storage._regions import Region, regions
@@ -41,14 +41,10 @@ class _Part:
         return tuple(where[axis] for axis in order)
 
     def call(self, mark: Mark, operands: list[Any]) -> tuple[Any, ...]:
-        run = mark.make(mark.order, mark.whole, True)
-        if mark.kind in ("decode", "read"):
-            codes, *rest = operands
-            return (run(codes, rest[0] if rest else None),)
-        count = 1 if mark.kind == "encode" else 2
-        arrays, key, starts = operands[:count], operands[count], operands[count + 1 :]
-        places = tuple(a + b for a, b in zip(starts, self.starts, strict=True))
-        return tuple(x for x in run(*arrays, key, places) if x is not None)
+        if not mark.writes:
+            return mark.read(operands, mark.order)
+        places = tuple(a + b for a, b in zip(operands[mark.arrays + 1 :], self.starts, strict=True))
+        return mark.write(operands, places, mark.order, mark.whole)
 
 
 def loop(
@@ -140,16 +136,14 @@ def _crossing(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:
     late: set[Any] = set()
     for eqn in pass_.equations:
         mark = mark_of(eqn.of)
-        if (mark is not None and mark.kind == "encode" and mark.order) or late.intersection(
-            a for a in eqn.inputs if not isinstance(a, Constant)
-        ):
+        if (mark is not None and mark.writes_blocks) or late.intersection(variables(eqn.inputs)):
             late.update(eqn.outputs)
-    numbers, found, pending = set(pass_.scalars), set(), [v for v in wanted if not isinstance(v, Constant)]
+    numbers, found, pending = set(pass_.scalars), set(), variables(wanted)
     made_by = {v: eqn for eqn in pass_.equations for v in eqn.outputs}
     while pending:
         v = pending.pop()
         if v in late:
-            pending += [a for a in made_by[v].inputs if not isinstance(a, Constant)]
+            pending += variables(made_by[v].inputs)
         elif v not in numbers:
             found.add(v)
     return sorted(found)
@@ -157,5 +151,5 @@ def _crossing(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:
 
 def _inputs_of(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:
     """The inputs on which variables depend."""
-    read = {a for eqn in pass_.needed(wanted, ()) for a in eqn.inputs if not isinstance(a, Constant)}
+    read = {v for eqn in pass_.needed(wanted, ()) for v in variables(eqn.inputs)}
     return [v for v in pass_.inputs if v in read or v in wanted]

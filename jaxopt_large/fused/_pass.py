@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import bind
-from .._slices import Constant, Equation, Variable
+from .._slices import Constant, Equation, Variable, variables
 from ..storage._marks import mark_of
 
 Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
@@ -58,7 +58,7 @@ class Pass:
     def has_blocks(self) -> bool:
         """Is an array encoded in blocks? All else XLA fuses by itself."""
         marks = [mark_of(eqn.of) for eqn in self.equations]
-        return any(mark is not None and mark.kind == "encode" and mark.order for mark in marks)
+        return any(mark is not None and mark.writes_blocks for mark in marks)
 
     @functools.cached_property
     def key(self) -> Any:
@@ -105,12 +105,12 @@ class Pass:
 
     def needed(self, wanted: Sequence[Any], given: Any) -> list[Equation]:
         """The equations between variables that are given and those that are wanted, in their order."""
-        open_ = {a for a in wanted if not isinstance(a, Constant) and a not in given}
+        open_ = {v for v in variables(wanted) if v not in given}
         found = []
         for eqn in reversed(self.equations):
             if any(v in open_ for v in eqn.outputs):
                 found.append(eqn)
-                open_.update(a for a in eqn.inputs if not isinstance(a, Constant) and a not in given)
+                open_.update(v for v in variables(eqn.inputs) if v not in given)
         return found[::-1]
 
     def whole(self, arrays: Sequence[Any], scalars: Sequence[Any]) -> list[Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .._encoded import is_encoded, scale_shape
 from .._parts import ELEMENTWISE
-from .._slices import Constant, Equation, Slices, Variable
+from .._slices import Constant, Equation, Slices, Variable, variables
 from ..storage._marks import Mark, mark_of
 from ._pass import PASSED_ON, Order, Pass
 
@@ -90,18 +90,17 @@ class _Walk:
     ) -> list[tuple[Any, Any]] | None:
         if mark.order and len(mark.order) != len(self.shape):
             return None  # it was mapped over
-        if mark.kind in ("decode", "read"):
+        if not mark.writes:
             first, *rest = eqn.inputs
             kind = mark.order if mark.kind == "decode" else None
             return [(first, None), *((a, kind) for a in rest)] if order is None else None
-        arrays = 1 if mark.kind == "encode" else 2
-        if len(eqn.inputs) - arrays - 1 != len(self.shape):
+        if len(eqn.inputs) - mark.arrays - 1 != len(self.shape):
             return None  # it was mapped over, or is a run of a flattened array
         for v, kind in zip(eqn.outputs, (None, mark.order or None), strict=False):
             if v == atom and kind != order:
                 return None
             self.kinds.setdefault(v, kind)
-        return [(a, None if n < arrays else "scalar") for n, a in enumerate(eqn.inputs)]
+        return [(a, None if n < mark.arrays else "scalar") for n, a in enumerate(eqn.inputs)]
 
     def _shape_of(self, atom: Any) -> tuple[int, ...]:
         if isinstance(atom, Constant):
@@ -193,7 +192,7 @@ def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list
     near = _nearest(slices, made_in)
 
     def touched(atoms: Any) -> set[Variable]:
-        return set().union(*(near.get(v, ()) for v in _variables(atoms)))
+        return set().union(*(near.get(v, ()) for v in variables(atoms)))
 
     before = [touched((*p.inputs, *p.scalars)) for p in passes]
     needs = [found & decoded for found in before]
@@ -215,7 +214,7 @@ def _decoded(slices: Slices) -> set[Variable]:
     found: set[Variable] = set()
     for eqn in slices.equations:
         mark = mark_of(eqn.of)
-        if (mark is not None and mark.kind == "decode") or any(a in found for a in _variables(eqn.inputs)):
+        if (mark is not None and mark.kind == "decode") or any(a in found for a in variables(eqn.inputs)):
             found.update(eqn.outputs)
     return found
 
@@ -224,15 +223,11 @@ def _nearest(slices: Slices, made_in: dict[Variable, int]) -> dict[Variable, fro
     """For each variable, the nearest ones of passes that it depends on, or itself."""
     near: dict[Variable, frozenset[Variable]] = {}
     for eqn in slices.equations:
-        found = frozenset().union(*(near.get(v, frozenset()) for v in _variables(eqn.inputs)))
+        found = frozenset().union(*(near.get(v, frozenset()) for v in variables(eqn.inputs)))
         for v in eqn.outputs:
             if v in made_in or found:
                 near[v] = frozenset((v,)) if v in made_in else found
     return near
-
-
-def _variables(atoms: Any) -> list[Variable]:
-    return [a for a in atoms if not isinstance(a, Constant)]
 
 
 def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:

@@ -29,6 +29,32 @@ class Mark(NamedTuple):
     order: tuple[int, ...]
     make: Callable[[tuple[int, ...], tuple[int, ...], bool], Callable[..., Any]]
 
+    @property
+    def writes(self) -> bool:
+        """Does it make what is kept, of arrays, a key, and starts along each axis?"""
+        return self.kind in ("encode", "write")
+
+    @property
+    def writes_blocks(self) -> bool:
+        return self.kind == "encode" and bool(self.order)
+
+    @property
+    def arrays(self) -> int:
+        """How many operands of a call that writes are arrays: the first ones."""
+        return 1 if self.kind == "encode" else 2
+
+    def read(self, operands: list[Any], order: tuple[int, ...]) -> tuple[Any]:
+        """A call that reads, with its scales' axes in another order."""
+        codes, *rest = operands
+        return (self.make(order, (), True)(codes, rest[0] if rest else None),)
+
+    def write(
+        self, operands: list[Any], starts: tuple[Any, ...], order: tuple[int, ...], whole: tuple[int, ...]
+    ) -> tuple[Any, ...]:
+        """A call that writes, of a part that begins at `starts` in an array of shape `whole`."""
+        made = self.make(order, whole, True)(*operands[: self.arrays], operands[self.arrays], starts)
+        return tuple(x for x in made if x is not None)
+
 
 _marks: dict[str, tuple[Any, Mark]] = {}  # name -> what tells codecs apart, and what a call stands for
 
@@ -42,7 +68,7 @@ def marked(function: Callable[..., Any], name: str, what: Any, mark: Mark) -> Ca
       what: all that distinguishes it from others of that format.
       mark: what a call stands for.
     """
-    prefix = ENCODE if mark.kind in ("encode", "write") else DECODE
+    prefix = ENCODE if mark.writes else DECODE
     name = f"{prefix}_{name}_{zlib.crc32(repr(what).encode()):08x}"
     while name in _marks and _marks[name][0] != what:  # another of equal looks
         name += "_"
