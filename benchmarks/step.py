@@ -6,11 +6,13 @@ Runs on CPU, GPU and TPU; on the last two the trees have their true sizes. Each 
 programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with quartiles;
 GB/s counts the floor, which is gradient, parameter and state read once and the last two written once;
 `rewrite` reads and writes as many bytes in place, with no arithmetic to speak of. Beside them, where they can
-be imported, torch's fused AdamW (float32) and bitsandbytes' 8-bit AdamW on the same tree. First, how long
-1,000 leaves of 10 shapes take to trace and compile. Saved as results/step-PLATFORM.json.
+be imported, torch's fused AdamW (float32), and on GPU bitsandbytes' 8-bit AdamW and FlashOptim's AdamW on the
+same tree. First, how long 1,000 leaves of 10 shapes take to trace and compile, in caches that are empty.
+Saved as results/step-PLATFORM.json.
 """
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -171,21 +173,30 @@ def _rewrite(count):
     return run
 
 
-def _torch(shapes, eight_bits):
+_TORCH = {  # what PyTorch has for a case: its name, the module, the dtype of parameters and gradients
+    "AdamW": [("torch AdamW fused, float32", "torch", "float32")],
+    "AdamW int8": [("bitsandbytes AdamW, 8 bits", "bitsandbytes", "float32")],
+    "AdamW int8 + split": [("FlashOptim AdamW, 24 bits of master", "flashoptim", "bfloat16")],
+}
+
+
+def _torch(shapes, module, dtype):
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(os.cpu_count())
-    params = [torch.zeros(s, device=device, requires_grad=True) for s in shapes.values()]
+    kind = getattr(torch, dtype)
+    params = [torch.zeros(s, device=device, dtype=kind, requires_grad=True) for s in shapes.values()]
     for p in params:
         p.grad = torch.full_like(p, 0.01)
-    if eight_bits:
-        import bitsandbytes
-
-        optimizer = bitsandbytes.optim.AdamW8bit(params, lr=1e-3)
-    else:
+    peer = importlib.import_module(module)
+    if module == "torch":
         optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
+    elif module == "bitsandbytes":
+        optimizer = peer.optim.AdamW8bit(params, lr=1e-3)
+    else:
+        optimizer = peer.FlashAdamW(params, lr=1e-3, master_weight_bits=24)
 
     def run():
         optimizer.step()
@@ -229,12 +240,9 @@ def _case(tree, name):
         rows[key] = {"floor_bytes": floor, "temporary_bytes": temporaries}
     programs["rewrite"] = _rewrite(rows["apply"]["floor_bytes"])
     rows["rewrite"] = {"floor_bytes": rows["apply"]["floor_bytes"], "temporary_bytes": 0}
-    for module, key, eight_bits in (
-        ("torch", "torch AdamW fused, float32", False),
-        ("bitsandbytes", "bitsandbytes AdamW, 8 bits", True),
-    ):
-        if name == "AdamW" and importlib.util.find_spec(module):
-            programs[key], rows[key] = _torch(shapes, eight_bits), {"floor_bytes": 0, "temporary_bytes": 0}
+    for key, module, kind in _TORCH.get(name, ()):
+        if importlib.util.find_spec(module) and (_PLATFORM == "gpu" or module == "torch"):
+            programs[key], rows[key] = _torch(shapes, module, kind), {"floor_bytes": 0, "temporary_bytes": 0}
     for key, ms in _measured(programs).items():
         rows[key] |= {"ms": ms, "GB/s": rows[key]["floor_bytes"] / ms["median"] / 1e6}
     for row in rows.values():
@@ -258,6 +266,7 @@ def _compile_times():
     for _ in range(3):
         for name, (rule, step) in steps.items():
             state = jax.eval_shape(rule.init, params)
+            jax.clear_caches()  # as in a new process
             began = time.perf_counter()
             traced = jax.jit(lambda *a, step=step: step(*a)).trace(params, state, params)
             middle = time.perf_counter()

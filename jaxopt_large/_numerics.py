@@ -1,7 +1,9 @@
 """Arithmetic that every rule shares: float32 moments, bias correction, norms, the safe counter."""
 
+import functools
 import math
 import numbers
+import operator
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from ._errors import message
 from ._types import Scalar, Updates
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
+_RUN = 16  # arrays that one sum reads
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
@@ -90,12 +93,25 @@ def bounded(x: Array, terms: int = 1) -> Array:
 
     For one term that is 1.8e19 in float32.
     """
-    limit = math.sqrt(float(jnp.finfo(x.dtype).max) / terms) * (1 - 1e-6)
-    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
+    limit = np.asarray(math.sqrt(float(jnp.finfo(x.dtype).max) / terms) * (1 - 1e-6), x.dtype)
+    return jnp.where(jnp.isfinite(x), jax.lax.clamp(-limit, x, limit), x)
 
 
-def divide(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, and 0 where the denominator is 0."""
+def raised(x: Array, by: Scalar) -> Array:
+    """x + by, without an operation where `by` is the number 0."""
+    return x if isinstance(by, numbers.Real) and by == 0 else x + like(by, x)
+
+
+def divide(numerator: Array, denominator: Array, eps: Scalar = 0.0) -> Array:
+    """numerator / denominator, and 0 where the denominator is 0.
+
+    Args:
+      numerator: any.
+      denominator: of the same dtype, never negative.
+      eps: what was added to it or under its root; a number above 0 saves asking.
+    """
+    if isinstance(eps, numbers.Real) and float(eps) >= jnp.finfo(denominator.dtype).tiny:
+        return numerator / denominator
     zero = denominator == 0
     one = jnp.ones((), denominator.dtype)
     return jnp.where(zero, jnp.zeros((), numerator.dtype), numerator / jnp.where(zero, one, denominator))
@@ -119,28 +135,51 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
-    one, small = jnp.ones((), dtype), jnp.asarray(_NORM_SCALE, dtype)
-    total = jaxopt_large_sum_of_squares  # one jit for both sums
 
-    def at_once(leaves: list[Array]) -> Array:
-        plain, scaled = total(leaves, one), total(leaves, small)
-        plain, scaled = sum_over_shards((plain, scaled), axis_name)
-        return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / small, jnp.sqrt(plain))
+    def total(runs: list[list[Array]], scale: float, side_by_side: bool = False) -> Array:
+        sums = [jaxopt_large_sum_of_squares(run, scale, dtype, side_by_side) for run in runs]
+        return functools.reduce(operator.add, sums)
 
-    def in_turn(leaves: list[Array]) -> Array:
+    def at_once(runs: list[list[Array]]) -> Array:
+        plain, scaled = sum_over_shards((total(runs, 1.0), total(runs, _NORM_SCALE)), axis_name)
+        return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / _NORM_SCALE, jnp.sqrt(plain))
+
+    def in_turn(runs: list[list[Array]]) -> Array:
         """On CPU each sum is a pass of its own: the second is made where it is needed."""
-        plain = total(leaves, one)
+        whole = jax.default_backend() == "cpu" and jax.device_count() == 1  # no leaf can be sharded
+        plain = total(runs, 1.0, whole)
         return jax.lax.cond(
-            jnp.isinf(plain), lambda: jnp.sqrt(total(leaves, small)) / small, lambda: jnp.sqrt(plain)
+            jnp.isinf(plain),
+            lambda: jnp.sqrt(total(runs, _NORM_SCALE, whole)) / _NORM_SCALE,
+            lambda: jnp.sqrt(plain),
         )
 
-    if not leaves or reduction_axes(axis_name):
-        return at_once(leaves)
-    return jax.lax.platform_dependent(leaves, cpu=in_turn, default=at_once)
+    if not leaves:
+        return jnp.zeros((), dtype)
+    if reduction_axes(axis_name):  # `zero` wants to see the same work whatever the shapes
+        return at_once([leaves])
+    return jax.lax.platform_dependent(_runs(leaves), cpu=in_turn, default=at_once)
 
 
-@jax.jit
-def jaxopt_large_sum_of_squares(leaves: list[Array], scale: Array) -> Array:
-    """Of scaled leaves; under its name `apply` keeps the call whole."""
-    parts = (jnp.sum(jnp.square(x.astype(scale.dtype) * scale)) for x in leaves)
-    return sum(parts, jnp.zeros((), scale.dtype))
+def _runs(leaves: list[Array]) -> list[list[Array]]:
+    """Leaves of one shape together, so that they share what is traced."""
+    alike: dict[Any, list[Array]] = {}
+    for x in leaves:
+        alike.setdefault((x.shape, x.dtype), []).append(x)
+    return [xs[n : n + _RUN] for xs in alike.values() for n in range(0, len(xs), _RUN)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def jaxopt_large_sum_of_squares(run: list[Array], scale: float, dtype: Any, side_by_side: bool) -> Array:
+    """Of scaled arrays; under its name `apply` keeps the call whole.
+
+    Side by side, arrays of one shape are added before their elements are: to XLA on CPU one sum, not many.
+    """
+    wide = [x.astype(dtype) for x in run]
+    if scale != 1:  # behind a barrier: of one element XLA would square the scale, to 0
+        factor = jax.lax.optimization_barrier(jnp.asarray(scale, dtype))
+        wide = [x * factor for x in wide]
+    squares = [jnp.square(x) for x in wide]
+    if side_by_side:
+        squares = [functools.reduce(operator.add, squares)]
+    return functools.reduce(operator.add, [jnp.sum(x) for x in squares])

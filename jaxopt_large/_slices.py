@@ -41,26 +41,18 @@ class Slices:
     results are numbered in the order of `jax.tree.leaves`.
 
     Args:
-      function: traced once.
-      args: its arguments, or their shapes.
+      closed: what `jax.make_jaxpr` makes of the function.
       keep: calls that stay equations; by default none.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        keep: Callable[[Any], bool] = lambda equation: False,
-    ):
+    def __init__(self, closed: Any, keep: Callable[[Any], bool] = lambda equation: False):
         self._keep = keep
-        closed = jax.make_jaxpr(function)(*args)
-        # prints, callbacks, checks: they belong to no result; that a mapped axis is named is none of these
-        self.has_effects = any(type(e).__name__ != "NamedAxisEffect" for e in closed.effects)
         self.equations: list[Equation] = []
         self._fresh = itertools.count()
         self.types: dict[Variable, Any] = {}
         self.inputs = [self._variable(v) for v in closed.jaxpr.invars]
         self._values: dict[Variable, Any] = {}
+        self._constants: set[Variable] = set()
         self.outputs = self._inline(closed.jaxpr, self.inputs, closed.consts)
         self.made_by = {v: eqn for eqn in self.equations for v in eqn.outputs}
         self._order = {id(eqn): n for n, eqn in enumerate(self.equations)}
@@ -76,6 +68,7 @@ class Slices:
         for v, value in zip(jaxpr.constvars, constants, strict=True):
             names[v] = self._variable(v)
             self._values[names[v]] = value
+            self._constants.add(names[v])
 
         def read(atom: Any) -> Any:
             return Constant(atom.val) if hasattr(atom, "val") else names[atom]
@@ -96,8 +89,8 @@ class Slices:
         self._values[variable] = value
 
     def is_constant(self, variable: Variable) -> bool:
-        """Was a variable there before the function was called? Asked before anything is given."""
-        return variable in self._values
+        """Was a variable there before the function was called?"""
+        return variable in self._constants
 
     def has(self, index: int) -> bool:
         return self.inputs[index] in self._values
@@ -143,6 +136,11 @@ class Slices:
                 needed[self._order[id(eqn)]] = eqn
                 pending.extend(variables(eqn.inputs))
         return [needed[n] for n in sorted(needed)]
+
+
+def has_effects(closed: Any) -> bool:
+    """Does a traced function print, call back or check? That belongs to no result."""
+    return any(type(e).__name__ != "NamedAxisEffect" for e in closed.effects)  # that only names an axis
 
 
 def _called(eqn: Any) -> Any:

@@ -37,6 +37,30 @@ def test_the_norm_of_many_elements_does_not_stall():
     assert float(jl.global_norm(jnp.ones((2**13, 2**13)))) == pytest.approx(2.0**13, rel=1e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("size", [1e-3, 1e25])
+def test_the_norm_of_many_leaves_is_that_of_their_elements(devices, size, monkeypatch):
+    """On one CPU device leaves of one shape are added before their elements are."""
+    monkeypatch.setattr(jax, "device_count", lambda *_: devices)
+    shapes = [(5, 3), (7,), (5, 3), (), (0, 2)] * 20
+    leaves = [
+        size * jax.random.normal(jax.random.key(n), shape).astype(dtype)
+        for n, (shape, dtype) in enumerate(zip(shapes, ["float32", "bfloat16"] * 50, strict=True))
+    ]
+    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    norm = jax.jit(lambda xs: jl.global_norm(xs))
+    assert float(norm(leaves)) == pytest.approx(np.linalg.norm(flat), rel=1e-5)
+    lowered = norm.lower(leaves).as_text()
+    assert (lowered.count("stablehlo.reduce(") < 20) == (devices == 1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_the_norm_of_one_large_element_is_right_under_jit(shape):
+    """XLA takes the scale of one element out of its square, where it is 0."""
+    grads = [jnp.full(shape, 1e25), jnp.full((), 1e25, jnp.bfloat16)]
+    assert float(jax.jit(jl.global_norm)(grads)) == pytest.approx(2**0.5 * 1e25, rel=1e-2)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_clipping_never_hides_a_broken_gradient(bad):
     grads = {"a": jnp.array([1.0, bad]), "b": jnp.ones(3)}

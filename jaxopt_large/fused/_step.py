@@ -1,13 +1,16 @@
 """A step as users write it, traced and taken apart."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from jax.extend.core import jaxpr_as_fun
 
 from .._axes import surrounded_by
-from .._slices import Slices
+from .._encoded import is_encoded
+from .._slices import Slices, has_effects
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import run
 from ._pass import Pass
@@ -28,21 +31,23 @@ def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params,
 
 _outside_jit: dict[Any, Callable[..., Any]] = {}  # what passes share from one call to the next
 _MOST_SHARED = 1000  # functions kept
+_SHORT = 12  # equations per parameter; steps that are longer become shorter by sharing
 
 
 class Step:
-    """A traced step and its passes."""
+    """A traced step and its passes.
 
-    def __init__(self, slices: Slices, args: Any, treedef: Any):
-        self.slices, self.treedef = slices, treedef
-        grads, state, params = args
-        leaves = jax.tree.leaves(params)
+    Args:
+      closed: what `jax.make_jaxpr` makes of it.
+      args: gradients, state and parameters, or their shapes.
+      treedef: of what it returns.
+    """
+
+    def __init__(self, closed: Any, args: Any, treedef: Any):
+        self._closed, self._args, self.treedef = closed, args, treedef
+        grads, _, params = args
         self.first = len(jax.tree.leaves(grads))  # the number of the state's first input
-        self.count = len(leaves)
-        passes = split(slices, results_of(leaves, state, self.count))
-        mine = {k for p in passes for k in p.results}
-        self.rest = [k for k in range(len(slices.outputs)) if k not in mine]
-        self.passes = with_handed_on(slices, passes, [slices.outputs[k] for k in self.rest])
+        self.count = len(jax.tree.leaves(params))
 
     @classmethod
     def taken(cls, step: Callable[..., Any], args: Any) -> "Step | None":
@@ -55,11 +60,31 @@ class Step:
             made.append(jax.tree.structure(out))
             return out
 
-        slices = Slices(traced, args, keep)
+        closed = jax.make_jaxpr(traced)(*args)
         _, state, params = args
-        if slices.has_effects or made[-1] != jax.tree.structure((params, state)):
+        if has_effects(closed) or made[-1] != jax.tree.structure((params, state)):
             return None
-        return cls(slices, args, made[-1])
+        return cls(closed, args, made[-1])
+
+    @property
+    def gains_nothing(self) -> bool:
+        """Is the step as short as its passes would be, with nothing in blocks?"""
+        _, state, _ = self._args
+        if any(is_encoded(x) and x.order for x in jax.tree.leaves(state, is_leaf=is_encoded)):
+            return False
+        return len(self._closed.jaxpr.eqns) <= _SHORT * self.count
+
+    @functools.cached_property
+    def slices(self) -> Slices:
+        return Slices(self._closed, keep)
+
+    @functools.cached_property
+    def passes(self) -> list[Pass]:
+        _, state, params = self._args
+        slices = self.slices
+        passes = split(slices, results_of(jax.tree.leaves(params), state, self.count))
+        mine = {k for p in passes for k in p.results}
+        return with_handed_on(slices, passes, [x for k, x in enumerate(slices.outputs) if k not in mine])
 
     def input_of(self, k: int) -> int:
         """The input whose place result `k` takes."""
@@ -81,6 +106,8 @@ class Step:
         return tuple(found)
 
     def run(self, args: Any, kernels: str) -> tuple[Params, State]:
+        if self.gains_nothing:
+            return self.treedef.unflatten(jaxpr_as_fun(self._closed)(*jax.tree.leaves(args)))
         for k, x in enumerate(jax.tree.leaves(args)):
             self.slices.give(k, x)
         results: dict[int, Any] = {}
@@ -99,5 +126,7 @@ class Step:
             results |= zip(p.results, made, strict=True)
             for k, x in zip(p.results, made, strict=True):
                 self.slices.know(p.results[k], x)
-        results |= zip(self.rest, self.slices.results(self.rest), strict=True)
-        return self.treedef.unflatten([results[k] for k in range(len(self.slices.outputs))])
+        numbers = range(len(self.slices.outputs))
+        rest = [k for k in numbers if k not in results]
+        results |= zip(rest, self.slices.results(rest), strict=True)
+        return self.treedef.unflatten([results[k] for k in numbers])

@@ -92,17 +92,22 @@ def explain_apply(
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     step = Step.taken(step_of(rule, extra), (shapes, state, shapes))
     owners = {} if step is None else {k: p for p in step.passes for k in p.results}
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
     return ApplyExplanation(
-        _row(path, leaf, owners.get(i), platform, alone)
-        for i, (path, leaf) in enumerate(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+        _row(path, leaf, owners[i], platform, alone) if i in owners else _not_counted(path, leaf, step)
+        for i, (path, leaf) in enumerate(leaves)
     )
 
 
-def _row(path: str, leaf: Any, pass_: Pass | None, platform: str, alone: bool) -> LeafPass:
+def _not_counted(path: str, leaf: Any, step: Step | None) -> LeafPass:
+    why = "its step is not element by element" if leaf.shape else "a number"
+    if step is None:
+        why = "the step calls back, or changes the state's structure"
+    return LeafPass(path, tuple(leaf.shape), "xla", f"{why}: bytes are not counted", 0, 0, 0, float("nan"))
+
+
+def _row(path: str, leaf: Any, pass_: Pass, platform: str, alone: bool) -> LeafPass:
     shape = tuple(leaf.shape)
-    if pass_ is None:
-        why = "its step is not element by element" if shape else "a number"
-        return LeafPass(path, shape, "xla", f"{why}: bytes are not counted", 0, 0, 0, float("nan"))
     where = where_of(pass_, alone=alone)
     name, why = way(pass_, platform, where)
     if pass_.repeats:

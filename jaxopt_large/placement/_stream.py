@@ -54,7 +54,7 @@ class _Stream:
         on_device = jax.eval_shape(
             lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.stored
         )
-        self.slices = Slices(update, (updates, on_device, params))
+        self.slices = Slices(jax.make_jaxpr(update)(updates, on_device, params))
         for k, x in enumerate([*self.gradients, *self.stored, *self.values]):
             if not self._on_host(k):
                 self.slices.give(k, x)

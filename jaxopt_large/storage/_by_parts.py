@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from .._axes import is_surrounded_by, reduction_axes
 from .._encoded import is_encoded
 from .._parts import ByParts, NotByPartsError
-from .._slices import Slices
+from .._slices import Slices, has_effects
 from .._types import Params, Rule, State, Updates
 from ._codec import Codec
 from ._random import Part
@@ -135,8 +135,9 @@ class UpdateByParts:
             made.append(tuple(jax.tree.structure(x) for x in results))
             return results
 
-        self.slices = Slices(update, seen)
-        if self.slices.has_effects or made[-1] != (self.treedef, self.state_treedef):
+        closed = jax.make_jaxpr(update)(*seen)
+        self.slices = Slices(closed)
+        if has_effects(closed) or made[-1] != (self.treedef, self.state_treedef):
             raise NotByPartsError
         self.loops = {i: loop for i in range(self.count) if (loop := self._loop(i)) is not None}
 

@@ -196,6 +196,8 @@ def test_a_state_that_changes_its_structure_still_works():
     got, state = jl.apply(rule, params, (), params)
     np.testing.assert_allclose(got["w"], 2.0)
     assert len(state) == 1
+    (row,) = jl.explain_apply(rule, params)
+    assert row.why == "the step calls back, or changes the state's structure: bytes are not counted"
 
 
 def test_vmap_and_gradients_of_a_step():
@@ -240,6 +242,18 @@ def test_a_thousand_leaves_of_ten_shapes_are_few_equations():
             counts.append(_count(jax.make_jaxpr(step)(params, state, params).jaxpr, set()))
     assert counts[1] <= 0.3 * counts[0], counts
     assert counts[2] <= 0.3 * counts[0], counts
+
+
+def test_a_step_that_is_short_and_has_no_blocks_runs_as_it_was_traced():
+    params = {str(n): jnp.ones((48, 160)) for n in range(10)}
+    short = optax.chain(jl.clip_by_global_norm(1.0), jl.adamw(1e-3))
+    for rule, as_traced in ((short, True), (_INNER["int8"](), False), (optax.adamw(1e-3), False)):
+        args = (params, rule.init(params), params)
+        with jax.numpy_dtype_promotion("standard"):
+            jaxpr = jax.make_jaxpr(functools.partial(jl.apply, rule))(*args)
+            assert Step.taken(step_of(rule, {}), args).gains_nothing == as_traced
+        names = {e.params.get("name") for e in jaxpr.eqns}
+        assert ("leaf" in names) != as_traced
 
 
 @pytest.mark.parametrize("inner", _INNER)
