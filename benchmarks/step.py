@@ -6,7 +6,7 @@ Runs on CPU, GPU and TPU; on the last two the trees have their true sizes. Each 
 programs that run in turn (A B C A B C ...), every buffer donated. Milliseconds are medians, with quartiles;
 GB/s counts the floor, which is gradient, parameter and state read once and the last two written once;
 `rewrite` reads and writes as many bytes in place, with no arithmetic to speak of. Beside them, where they can
-be imported, torch's fused AdamW (float32), and on GPU bitsandbytes' 8-bit AdamW and FlashOptim's AdamW on the
+be imported, torch's fused AdamW (float32), bitsandbytes' 8-bit AdamW, and on GPU FlashOptim's AdamW, on the
 same tree. First, how long 1,000 leaves of 10 shapes take to trace and compile, in caches that are empty.
 Saved as results/step-PLATFORM.json.
 """
@@ -173,14 +173,29 @@ def _rewrite(count):
     return run
 
 
-_TORCH = {  # what PyTorch has for a case: its name, the module, the dtype of parameters and gradients
-    "AdamW": [("torch AdamW fused, float32", "torch", "float32")],
-    "AdamW int8": [("bitsandbytes AdamW, 8 bits", "bitsandbytes", "float32")],
-    "AdamW int8 + split": [("FlashOptim AdamW, 24 bits of master", "flashoptim", "bfloat16")],
+_TORCH = {  # what PyTorch has for a case: name, module, dtype of parameters and gradients, how it is made
+    "AdamW": (
+        "torch AdamW fused, float32",
+        "torch",
+        "float32",
+        lambda torch, params: torch.optim.AdamW(params, lr=1e-3, fused=True),
+    ),
+    "AdamW int8": (
+        "bitsandbytes AdamW, 8 bits",
+        "bitsandbytes",
+        "float32",
+        lambda bitsandbytes, params: bitsandbytes.optim.AdamW8bit(params, lr=1e-3),
+    ),
+    "AdamW int8 + split": (
+        "FlashOptim AdamW, 24 bits of master",
+        "flashoptim",  # 0.1.4
+        "bfloat16",
+        lambda flashoptim, params: flashoptim.FlashAdamW(params, lr=1e-3, master_weight_bits=24),
+    ),
 }
 
 
-def _torch(shapes, module, dtype):
+def _torch(shapes, module, dtype, make):
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,13 +205,7 @@ def _torch(shapes, module, dtype):
     params = [torch.zeros(s, device=device, dtype=kind, requires_grad=True) for s in shapes.values()]
     for p in params:
         p.grad = torch.full_like(p, 0.01)
-    peer = importlib.import_module(module)
-    if module == "torch":
-        optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
-    elif module == "bitsandbytes":
-        optimizer = peer.optim.AdamW8bit(params, lr=1e-3)
-    else:
-        optimizer = peer.FlashAdamW(params, lr=1e-3, master_weight_bits=24)
+    optimizer = make(importlib.import_module(module), params)
 
     def run():
         optimizer.step()
@@ -240,9 +249,11 @@ def _case(tree, name):
         rows[key] = {"floor_bytes": floor, "temporary_bytes": temporaries}
     programs["rewrite"] = _rewrite(rows["apply"]["floor_bytes"])
     rows["rewrite"] = {"floor_bytes": rows["apply"]["floor_bytes"], "temporary_bytes": 0}
-    for key, module, kind in _TORCH.get(name, ()):
-        if importlib.util.find_spec(module) and (_PLATFORM == "gpu" or module == "torch"):
-            programs[key], rows[key] = _torch(shapes, module, kind), {"floor_bytes": 0, "temporary_bytes": 0}
+    if name in _TORCH:
+        key, module, kind, make = _TORCH[name]
+        if importlib.util.find_spec(module) and (_PLATFORM == "gpu" or module != "flashoptim"):
+            programs[key] = _torch(shapes, module, kind, make)
+            rows[key] = {"floor_bytes": 0, "temporary_bytes": 0}
     for key, ms in _measured(programs).items():
         rows[key] |= {"ms": ms, "GB/s": rows[key]["floor_bytes"] / ms["median"] / 1e6}
     for row in rows.values():

@@ -54,6 +54,23 @@ def test_the_norm_of_many_leaves_is_that_of_their_elements(devices, size, monkey
     assert (lowered.count("stablehlo.reduce(") < 20) == (devices == 1)
 
 
+def test_the_norm_in_a_mapped_axis_of_one_device(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    leaves = [jnp.ones((1, 3)), jnp.ones((1, 5)), jnp.ones((1, 3))]
+    norms = jax.pmap(lambda xs: jl.global_norm(xs, "i"), axis_name="i")(leaves)
+    assert float(norms[0]) == pytest.approx(11**0.5)
+
+
+def test_the_norm_on_one_device_of_leaves_that_are_typed_as_sharded(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((1, 1), ("d", "t"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        placed = [jax.sharding.NamedSharding(mesh, s) for s in (spec("d", "t"), spec("t", "d"), spec())]
+        leaves = [jax.device_put(jnp.ones((4, 4)), s) for s in placed * 2]
+        assert float(jax.jit(lambda xs: jl.global_norm(xs))(leaves)) == pytest.approx(96**0.5)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_the_norm_of_one_large_element_is_right_under_jit(shape):
     """XLA takes the scale of one element out of its square, where it is 0."""

@@ -26,11 +26,12 @@ def apply(
 
     The rule is traced once and taken apart by parameter. What works element by element on gradient,
     parameter and state becomes one pass; numbers that it needs (norms, clip factors, schedules, decisions
-    to skip) are computed before. Leaves with the same equations share one traced function. Where fields
-    are `stored` in blocks, a pass of 65,536 elements and more is one Pallas kernel on TPU and GPU, and on CPU
-    a loop over parts that stay in cache: codes are decoded as they are read and encoded as they are
-    written, and neither a decoded copy nor the updates ever exist. Without blocks XLA's own fusions
-    are at the floor already. `jl.explain_apply(rule, params)` says for each parameter which it is, and why.
+    to skip) are computed before. Leaves with the same equations share one traced function; under `jit` a
+    step that is short as it is, and has nothing in blocks, stays as it was traced. Where fields are
+    `stored` in blocks, a pass of 65,536 elements and more is one Pallas kernel on TPU and GPU, and on CPU a
+    loop over parts that stay in cache: codes are decoded as they are read and encoded as they are written,
+    and neither a decoded copy nor the updates ever exist. Without blocks XLA's own fusions are at the floor
+    already. `jl.explain_apply(rule, params)` says for each parameter which it is, and why.
 
     Donate parameters and state, in the order in which they are returned: JAX gives buffers to results of
     their shape in order, so that `donate_argnums` of `(state, params)` for results `(params, state)` makes

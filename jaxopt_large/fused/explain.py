@@ -100,9 +100,10 @@ def explain_apply(
 
 
 def _not_counted(path: str, leaf: Any, step: Step | None) -> LeafPass:
-    why = "its step is not element by element" if leaf.shape else "a number"
     if step is None:
         why = "the step calls back, or changes the state's structure"
+    else:
+        why = "its step is not element by element" if leaf.shape else "a number"
     return LeafPass(path, tuple(leaf.shape), "xla", f"{why}: bytes are not counted", 0, 0, 0, float("nan"))
 
 

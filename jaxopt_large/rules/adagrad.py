@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from .._errors import NON_NEGATIVE, RATE, Range, check_hyperparameters
 from .._leafwise import Fields, Scalars, Stage, constant, lift
-from .._numerics import bounded, divide, raised
+from .._numerics import bounded, divide, plus
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage
 
@@ -84,7 +84,7 @@ def _stage(initial: Scalar, eps: Scalar) -> Stage:
         g = bounded(g, _TERMS)
         total = fields["sum_of_squares"] + jnp.square(g)
         total = jnp.minimum(total, jnp.finfo(g.dtype).max)  # a sum that overflowed stays usable
-        update = divide(g, jnp.sqrt(raised(total, eps)), eps)
+        update = divide(g, jnp.sqrt(plus(total, eps)))
         return jnp.where(total == 0, jnp.zeros((), g.dtype), update), {"sum_of_squares": total}
 
     return Stage(step, ScaleByAdagradState, {"sum_of_squares": constant(initial)})

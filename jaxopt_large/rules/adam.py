@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
 from .._leafwise import Fields, Scalars, Stage, check_state_dtype, lift, zeros
-from .._numerics import as_decay, bias_correction, bounded, complement, divide, ema, like, raised
+from .._numerics import as_decay, bias_correction, bounded, complement, divide, ema, like, plus
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage, weight_decay_stage
 
@@ -199,7 +199,7 @@ def _stage(
             mu_hat = d * mu / shared["c1_next"] + complement(d) * g / shared["c1"]
         else:
             mu_hat = mu / shared["c1"]
-        root = jnp.sqrt(raised(nu / shared["c2"], eps_root))
-        return divide(mu_hat, raised(root, eps), eps), {"mu": mu, "nu": nu}
+        root = jnp.sqrt(plus(nu / shared["c2"], eps_root))
+        return divide(mu_hat, plus(root, eps), eps), {"mu": mu, "nu": nu}
 
     return Stage(step, ScaleByAdamState, {"mu": zeros(mu_dtype), "nu": zeros()}, scalars=scalars)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
 from .._leafwise import Fields, Scalars, Stage, constant, lift, zeros
-from .._numerics import as_decay, bounded, divide, ema, raised
+from .._numerics import as_decay, bounded, divide, ema, plus
 from .._numerics import bias_correction as _correction
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage, momentum_stage
@@ -128,8 +128,9 @@ def _stage(
         spread = means["nu"]
         if centered:  # rounding can take the variance below 0
             spread = jnp.maximum(spread - jnp.square(means["mu"]), jnp.zeros((), g.dtype))
-        root = jnp.sqrt(raised(spread, eps)) if eps_in_sqrt else raised(jnp.sqrt(spread), eps)
-        return divide(g, root, eps), new
+        if eps_in_sqrt:
+            return divide(g, jnp.sqrt(plus(spread, eps))), new
+        return divide(g, plus(jnp.sqrt(spread), eps), eps), new
 
     fields = {"nu": constant(initial_scale)} | ({"mu": zeros()} if centered else {})
     return Stage(step, ScaleByRmspropState, fields, scalars=scalars if corrected else None)

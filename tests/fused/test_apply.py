@@ -251,9 +251,15 @@ def test_a_step_that_is_short_and_has_no_blocks_runs_as_it_was_traced():
         args = (params, rule.init(params), params)
         with jax.numpy_dtype_promotion("standard"):
             jaxpr = jax.make_jaxpr(functools.partial(jl.apply, rule))(*args)
-            assert Step.taken(step_of(rule, {}), args).gains_nothing == as_traced
+            assert Step.taken(step_of(rule, {}), args).is_short == as_traced
         names = {e.params.get("name") for e in jaxpr.eqns}
         assert ("leaf" in names) != as_traced
+        with jax.numpy_dtype_promotion("standard"):
+            got, want = (
+                jax.jit(lambda p, s, g, r=rule: jl.apply(r, g, s, p))(*args),
+                jax.jit(_plain(rule))(*args),
+            )
+        jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @pytest.mark.parametrize("inner", _INNER)
