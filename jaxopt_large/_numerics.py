@@ -17,10 +17,9 @@ from ._types import Scalar, Updates
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
 _RUN = 16  # arrays that share a traced function; XLA's fusions read no more than some dozens
-_SMALL = (
-    2**17
-)  # elements: to sum smaller arrays as one compiles faster (1,000 of them: by 2 s) and, above 2^14
-# elements, runs slower (by up to a tenth of an Adam step); of larger ones few are in a model
+# Summed as one, arrays of fewer elements compile faster (1,000 of them: by 2 s) and, above 2^14 elements, run
+# slower (by up to a tenth of an Adam step). Of larger ones few are in a model.
+_SMALL = 2**17
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
