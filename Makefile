@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all quick lint compat tpu format clean help
+.PHONY: demo test test-all quick lint package compat tpu gpu format clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,13 +14,13 @@ demo: $(VENV)/.demo ## Train the demo: 2 minutes on 2 cores
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/jaxopt-large train configs/stdlib_gpt.yaml --overwrite
 
 test: $(VENV)/.test ## All tests that CI runs
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not full"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not full and not packaging"
 
 test-all: $(VENV)/.test ## Full products of the contracts too
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not packaging"
 
-quick: $(VENV)/.test ## Under two minutes: no training, no processes, no notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not full"
+quick: $(VENV)/.test ## The fast part of test: no training, no processes, no notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not full and not packaging"
 
 lint: $(VENV)/.dev ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -32,11 +32,17 @@ format: $(VENV)/.dev ## Bring the code into format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+package: $(VENV)/.test ## Wheel and sdist, checked; the wheel in a bare environment
+	$(BIN)/python -m pytest -m packaging tests/test_packaging.py
+
 compat: ## The marked tests on the oldest and the newest JAX
 	tests/compat.sh
 
 tpu: .venv-tpu/.done ## The TPU compiler's own account, for chips that are not there
 	.venv-tpu/bin/python -m pytest -m tpu_compile tests/tpu
+
+gpu: .venv-gpu/.done ## The GPU compiler's own account, for chips that are not there
+	.venv-gpu/bin/python -m pytest -m gpu_compile tests/gpu
 
 clean: ## Remove environments and caches; runs stay
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -65,4 +71,10 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing jaxopt_large[compat,tpu-compile] into .venv-tpu ..."
 	@$(PYTHON) -m venv .venv-tpu
 	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat,tpu-compile]'
+	@touch $@
+
+.venv-gpu/.done: pyproject.toml
+	@echo "Installing jaxopt_large[compat,gpu-compile] into .venv-gpu ..."
+	@$(PYTHON) -m venv .venv-gpu
+	@.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat,gpu-compile]'
 	@touch $@

@@ -13,21 +13,15 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # bytes of
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
-    """Path -> checksum. One compilation for all arrays on the same devices."""
-    found: dict[str, str] = {}
-    groups: dict[Any, dict[str, Any]] = {}
+    """Path -> checksum. One compilation for all arrays of a shape, a dtype and a sharding."""
+    found: dict[str, Any] = {}
     for name, x in arrays.items():
         if isinstance(x, jax.Array) and _is_hosted(x):
             # one by one: all of the host's arrays need not fit on the device
-            (words,) = jax.device_get(_checksum_tree({name: on_device(x)})).values()
-            found[name] = _text(words)
-            continue
-        key = frozenset(x.sharding.device_set) if isinstance(x, jax.Array) else None
-        groups.setdefault(key, {})[name] = x
-    for group in groups.values():
-        for name, words in jax.device_get(_checksum_tree(group)).items():
-            found[name] = _text(words)
-    return found
+            found[name] = jax.device_get(_checksum(on_device(x)))
+        else:
+            found[name] = _checksum(x)
+    return {name: _text(words) for name, words in jax.device_get(found).items()}
 
 
 def _text(words: Any) -> str:
@@ -44,10 +38,6 @@ def _is_hosted(x: jax.Array) -> bool:
 
 
 @jax.jit
-def _checksum_tree(tree: dict[str, Array]) -> dict[str, UInt32[Array, "2"]]:
-    return {name: _checksum(x) for name, x in tree.items()}
-
-
 def _checksum(x: Array) -> UInt32[Array, "2"]:
     """64 bits that depend on every bit and its place, and not on how the array is divided.
 

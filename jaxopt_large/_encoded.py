@@ -5,38 +5,57 @@ them; none of the three knows the others.
 """
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+from ._static import StaticNode
 
 BLOCK = 128  # elements along the last axis that share a scale: one vector register of a TPU
 DECODE, ENCODE = "jaxopt_large_decode", "jaxopt_large_encode"  # how the inner jits of a codec are named
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("codes", "scales"),
-    meta_fields=("format", "dtype", "order"),
-)
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One encoded array.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coding(StaticNode):
+    """What codes and scales stand for, part of the tree's structure.
+
+    Attributes:
+      format: how to decode them.
+      decoded_dtype: of the array when decoded.
+      order: of the scales' axes: the longest come last, so that no chip pads them.
+    """
+
+    format: Any
+    decoded_dtype: str
+    order: tuple[int, ...]
+
+
+class Encoded(NamedTuple):
+    """One encoded array; a NamedTuple, since frameworks take states of these apart and put them together.
 
     Attributes:
       codes: of the array's shape, so that the parameter's `PartitionSpec` fits.
       scales: float32, one per block of `BLOCK` elements along the last axis; None where the format
         has none. Its axes are those of (*leading axes, blocks) in `order`.
-      format: how to decode it.
-      dtype: of the array when decoded.
-      order: the longest axes of the scales come last, so that no chip pads them.
+      coding: what they stand for.
     """
 
     codes: Any
     scales: Any
-    format: Any
-    dtype: str
-    order: tuple[int, ...]
+    coding: Coding
+
+    @property
+    def format(self) -> Any:
+        return self.coding.format
+
+    @property
+    def dtype(self) -> str:
+        return self.coding.decoded_dtype
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return self.coding.order
 
 
 def is_encoded(x: Any) -> bool:

@@ -39,6 +39,20 @@ class Problems:
             raise error("\n".join(self.found))
 
 
+def check_rule(who: str, rule: Any, name: str = "rule") -> None:
+    """Raises unless an argument is a rule.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not is_rule(rule):
+        raise TypeError(message(who, f"{name} is not a rule, got {rule!r}"))
+
+
+def is_rule(x: Any) -> bool:
+    return hasattr(x, "init") and hasattr(x, "update")
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The values that a hyper-parameter may take."""
@@ -52,6 +66,8 @@ DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 NON_NEGATIVE = Range("a number >= 0", lambda x: x >= 0)
 POSITIVE = Range("a number > 0", lambda x: x > 0)
 RATE = Range("a number >= 0, a schedule or an array of shape ()", lambda x: x >= 0, schedule=True)
+
+SCHEDULED = Range("a finite number or an array of shape (), also from a schedule", lambda x: True)
 
 
 def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
@@ -67,7 +83,8 @@ def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
         if allowed.schedule and callable(value):
             continue
         if isinstance(value, bool) or not (
-            isinstance(value, numbers.Real | np.ndarray | np.generic) or hasattr(value, "aval")
+            (isinstance(value, numbers.Real | np.ndarray | np.generic) or hasattr(value, "aval"))
+            and getattr(getattr(value, "dtype", None), "kind", "f") not in "OSUMmc"
         ):
             wrong = f"{name} is not a number, got {value!r}"
             types.add(wrong, allowed=f"{name} must be {allowed.allowed}")

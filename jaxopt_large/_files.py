@@ -66,11 +66,16 @@ def take_name(aside: Path, target: Path) -> None:
 
     At every moment one of the two is whole, and `standing` finds it.
     """
-    old = _replaced(target)
-    if target.exists():
+    old, replaces = _replaced(target), target.exists()
+    if replaces:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ._encoded import is_encoded
 from ._paths import key_string, leaf_paths, path_string
 
 _LIBRARIES = ("optax", "jaxopt_large")  # whose NamedTuples are states: no model is made of them
@@ -73,13 +74,30 @@ def _grouped(found: Mapping[str, Identity], level: Callable[[Identity], Hashable
     return groups
 
 
-def _identity(tree: Any, path: Path, name: str) -> Identity:
+class Holder(NamedTuple):
+    """The innermost state on a leaf's path, and what stands around it.
+
+    Attributes:
+      state: its class.
+      at: where on the path its field is.
+      fixed: dictionary keys around it that belong to classes of no library.
+      keys: the others.
+    """
+
+    state: type
+    at: int
+    fixed: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def holder(tree: Any, path: Path) -> Holder | None:
+    """The state that holds the leaf at `path`; None where no class does."""
     fields = [i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)]
     nodes = [tree]
     for key in path[:-1]:
         nodes.append(_child(nodes[-1], key))
-    if not fields or nodes[fields[0]] is None or len(path_string(path[: fields[0]])) >= len(name):
-        return Identity(name)
+    if not fields or nodes[fields[0]] is None:
+        return None
     last, keys, fixed = fields[0], [], []
     around = _dictionary_keys(path[:last])
     (keys if _is_from_library(nodes[last]) else fixed).extend(around)
@@ -89,9 +107,17 @@ def _identity(tree: Any, path: Path, name: str) -> Identity:
             break
         (keys if _is_from_library(nodes[last]) else fixed).extend(_dictionary_keys(between))
         last = field
-    inside = name[len(path_string(path[: last + 1])) + 1 :]  # a Flax variable ends the name, not the path
-    here = f"{type(nodes[last]).__name__}.{path[last].name}"
-    return Identity("/".join([*fixed, here, *([inside] if inside else [])]), tuple(keys))
+    return Holder(type(nodes[last]), last, tuple(fixed), tuple(keys))
+
+
+def _identity(tree: Any, path: Path, name: str) -> Identity:
+    found = holder(tree, path)
+    first = next((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)), 0)
+    if found is None or len(path_string(path[:first])) >= len(name):
+        return Identity(name)
+    inside = name[len(path_string(path[: found.at + 1])) + 1 :]  # a Flax variable ends the name, not the path
+    here = f"{found.state.__name__}.{path[found.at].name}"
+    return Identity("/".join([*found.fixed, here, *([inside] if inside else [])]), found.keys)
 
 
 def _leads_to_state(parent: Any, field: str, between: Path, child: Any) -> bool:
@@ -101,7 +127,7 @@ def _leads_to_state(parent: Any, field: str, between: Path, child: Any) -> bool:
     elsewhere, whatever they are made of. Other classes may hold a library's states, or, in a chain,
     states that are called so.
     """
-    if not _is_named_tuple(child):
+    if not _is_named_tuple(child) or is_encoded(child):
         return False
     if _is_from_library(parent):
         return "inner" in field or "state" in field

@@ -13,13 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
-from ._errors import Problems, message
-from ._numerics import accumulation_dtype, safe_increment, widest
+from ._errors import SCHEDULED, Problems, check_hyperparameters, message
+from ._initial import Initial
+from ._masks import spread
+from ._numerics import as_scalar, is_complex, real_dtype, safe_increment, widest
 from ._paths import difference, leaf_paths
+from ._states import described
 from ._types import Params, Rule, State, Updates, make_rule
 
 Fields = dict[str, Array]
@@ -39,42 +41,18 @@ class Stage:
       step: (scalars, gradient, parameter, fields) -> (update, new fields), elementwise, all of it in
         the leaf's accumulation dtype.
       needs_params: whether `step` reads the parameter.
-      mask: a tree of booleans, a prefix of one, or a function from parameters to one. Where it is
+      mask: a glob, a tree of booleans, a prefix of one, or a function from parameters to one. Where it is
         False the stage passes the gradient on and keeps its fields.
+      scheduled: the name of the hyper-parameter that a schedule gives, as the scalar `value`.
     """
 
     step: Callable[[Scalars, Array, Any, Fields], tuple[Array, Fields]]
     state: Callable[..., Any] = optax.EmptyState
-    fields: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Initial] = dataclasses.field(default_factory=dict)
     scalars: Callable[[Array], Scalars] | None = None
     needs_params: bool = False
     mask: Any = None
-
-
-def zeros(dtype: Any = None) -> Callable[[Array], Array]:
-    """Initial value: zeros in the accumulation dtype, or in `dtype`."""
-    return constant(0.0, dtype)
-
-
-def constant(value: Any, dtype: Any = None) -> Callable[[Array], Array]:
-    """Initial value: `value` everywhere, in the accumulation dtype, or in `dtype`."""
-
-    def initial(param: Array) -> Array:
-        return jnp.full_like(param, value, dtype=dtype or accumulation_dtype(param.dtype))
-
-    return initial
-
-
-def check_state_dtype(who: str, name: str, dtype: Any) -> None:
-    """Raises unless `dtype` is None or a floating dtype (an integer one would truncate to 0)."""
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            message(
-                who,
-                f"{name} is not a floating dtype, got {np.dtype(dtype).name!r}",
-                allowed="None, bfloat16, float16, float32 or float64",
-            )
-        )
+    scheduled: str = ""
 
 
 def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
@@ -91,6 +69,9 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
 
     def init(params: Params) -> State:
         _check_params(who, params)
+        for stage in stages:
+            if stage.mask is not None:
+                spread(who, stage.mask, params, params, at_init=True)
         states = tuple(_init_stage(stage, params) for stage in stages)
         return states if chained else states[0]
 
@@ -99,6 +80,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
     ) -> tuple[Updates, State]:
         del extra
         states = state if chained else (state,)
+        _check_states(who, stages, states, state)
         if needs_params and params is None:
             raise ValueError(
                 message(who, "params are needed, got None", do="Call update(grads, state, params)")
@@ -108,9 +90,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
         values = walk.aligned(params, "params") if needs_params else [None] * len(gradients)
         fields = [_leaf_fields(walk, s, st) for s, st in zip(stages, states, strict=True)]
         active = [_active(walk, stage, params) for stage in stages]
-        scalars = tuple(
-            stage.scalars(st.count) if stage.scalars else {} for stage, st in zip(stages, states, strict=True)
-        )
+        scalars = tuple(_scalars(who, stage, st) for stage, st in zip(stages, states, strict=True))
         results = [
             step(a, scalars, g, p, f)
             for a, g, p, f in zip(
@@ -131,7 +111,10 @@ def _leaf_step(
     stages: tuple[Stage, ...], active: tuple[bool, ...], scalars: Any, grad: Array, param: Any, fields: Any
 ) -> tuple[Array, tuple[Fields, ...]]:
     """All stages on one leaf: cast once on the way in, round once on the way out."""
-    dtype = widest(*(x.dtype for x in jax.tree.leaves((grad, param))))
+    given = [x.dtype for x in jax.tree.leaves((grad, param))]
+    kept_complex = [x.dtype for x in jax.tree.leaves(fields) if is_complex(x)]
+    dtype = widest(*given, *kept_complex)
+    real = real_dtype(dtype)
     update = grad.astype(dtype)
     wide_param = None if param is None else param.astype(dtype)
     new_fields = []
@@ -139,12 +122,60 @@ def _leaf_step(
         if not on:
             new_fields.append(kept)
             continue
-        shared = {name: x.astype(dtype) for name, x in shared.items()}
-        update, new = stage.step(
-            shared, update, wide_param, {name: x.astype(dtype) for name, x in kept.items()}
-        )
-        new_fields.append({name: new[name].astype(x.dtype) for name, x in kept.items()})
-    return update.astype(grad.dtype), tuple(new_fields)
+        shared = {name: x.astype(real) for name, x in shared.items()}
+        wide = {name: x.astype(real if stage.fields[name].real else dtype) for name, x in kept.items()}
+        update, new = stage.step(shared, update, wide_param, wide)
+        new_fields.append({name: _as(new[name], x.dtype) for name, x in kept.items()})
+    out = grad.dtype if jnp.issubdtype(grad.dtype, jnp.inexact) else real
+    if dtype.kind == "c" and any(jnp.issubdtype(d, jnp.complexfloating) for d in given):
+        out = widest(out, dtype)
+    return _as(update, out), tuple(new_fields)
+
+
+def _as(x: Array, dtype: Any) -> Array:
+    """In another dtype; of complex numbers without an imaginary part, the real one."""
+    if is_complex(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x.real
+    return x.astype(dtype)
+
+
+def _scalars(who: str, stage: Stage, state: State) -> Scalars:
+    """What all leaves share; what a user's schedule returns is checked first."""
+    found = stage.scalars(state.count) if stage.scalars else {}
+    if stage.scheduled:
+        check_hyperparameters(who, **{stage.scheduled: (found["value"], SCHEDULED)})
+        found = {"value": as_scalar(found["value"])}
+    return found
+
+
+def _check_states(who: str, stages: tuple[Stage, ...], states: Any, state: State) -> None:
+    """Raises where a state is not one of this rule; all of it is known when a function is traced."""
+    wrong = None
+    if not isinstance(states, tuple | list) or hasattr(states, "_fields") or len(states) != len(stages):
+        wrong = f"expected a tuple of {len(stages)}, got {described(state)}"
+    else:
+        for i, (stage, st) in enumerate(zip(stages, states, strict=True)):
+            if not _is_of(stage, st):
+                at = f" at {i}" if states is state else ""
+                wrong = f"expected {described(stage.state)}{at}, got {described(st)}"
+                break
+    if wrong is not None:
+        do = "Pass what this rule's init or update has returned"
+        raise ValueError(message(who, f"the state is not one of {who}: {wrong}", do=do))
+
+
+def _is_of(stage: Stage, state: Any) -> bool:
+    """Is it the stage's state, or one of that name or with those fields, as optax's are?"""
+    kind, kept = type(state), [*stage.fields, *(["count"] if stage.scalars is not None else [])]
+    fields = getattr(stage.state, "_fields", ())
+    if kind.__name__ == stage.state.__name__:
+        others = ()
+    elif getattr(kind, "_fields", None) == fields:
+        others = tuple(name for name in fields if name not in kept)
+    else:
+        return False
+    there = all(getattr(state, name, None) is not None for name in kept)
+    return there and all(getattr(state, name) is None for name in others)
 
 
 class _Walk:
@@ -185,9 +216,7 @@ def _leaf_fields(walk: _Walk, stage: Stage, state: State) -> list[Fields]:
 def _active(walk: _Walk, stage: Stage, params: Params) -> list[bool]:
     if stage.mask is None:
         return [True] * len(walk.leaves)
-    mask = stage.mask(params) if callable(stage.mask) else stage.mask
-    spread = jax.tree.map(lambda m, sub: jax.tree.map(lambda _: bool(m), sub), mask, walk.updates)
-    return jax.tree.leaves(spread)
+    return spread(walk.who, stage.mask, params, walk.updates)
 
 
 def _rebuild(walk: _Walk, stage: Stage, old: State, fields: list[Fields]) -> State:
@@ -214,11 +243,11 @@ def _check_params(who: str, params: Params) -> None:
         problems.add(
             f"a parameter is not a floating array, got {str(got)!r}",
             at=paths[i] or "the root",
-            allowed="arrays of a real floating dtype",
+            allowed="arrays of a floating or complex dtype, and numbers",
             do="Keep other leaves out with partition({..., glob: freeze()}) or optax.masked",
         )
     problems.raise_if_any(TypeError)
 
 
 def _is_floating(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)

@@ -16,7 +16,11 @@ _MANIFEST = "manifest.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, truncated or not one of ours; the message names the file."""
+    """A checkpoint is damaged, truncated, not one of ours or not written; the message names the file."""
+
+
+class NotWrittenError(CheckpointError, OSError):
+    """A checkpoint could not be written, and nothing of it is there; `errno` is the system's reason."""
 
 
 def as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._axes import reduction_axes, sum_over_shards
-from ._errors import message
 from ._types import Scalar, Updates
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
@@ -23,21 +22,31 @@ _SMALL = 2**17
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
-    """float64 for float64, float32 for every other real dtype.
-
-    Raises:
-      TypeError: the dtype is complex.
-    """
+    """float64 for float64, float32 for every other real dtype; of complex ones the same, complex."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(
-            message("jaxopt_large", f"arrays are real, got {np.dtype(dtype).name}", do="Split it in two")
-        )
-    return np.dtype(jnp.float64 if np.dtype(dtype) == np.float64 else jnp.float32)
+        return np.dtype(dtype)
+    return np.dtype(jnp.float64 if dtype == np.float64 else jnp.float32)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The dtype of the two parts of a complex one; a real one itself."""
+    return {np.dtype(np.complex64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.float64)}.get(
+        np.dtype(dtype), np.dtype(dtype)
+    )
+
+
+def is_complex(x: Any) -> bool:
+    """Is an array complex? Decided when a function is traced: real arrays see no operation more."""
+    return jnp.issubdtype(x.dtype, jnp.complexfloating)
 
 
 def widest(*dtypes: Any) -> np.dtype:
     """The accumulation dtype that holds all of `dtypes`."""
-    wide = any(accumulation_dtype(d) == np.float64 for d in dtypes)
+    found = [accumulation_dtype(d) for d in dtypes]
+    wide = any(real_dtype(d) == np.float64 for d in found)
+    if any(d.kind == "c" for d in found):
+        return np.dtype(np.complex128 if wide else np.complex64)
     return np.dtype(jnp.float64 if wide else jnp.float32)
 
 
@@ -66,8 +75,27 @@ def as_decay(value: Scalar) -> Scalar:
 
 
 def like(value: Scalar, x: Array) -> Scalar:
-    """A hyper-parameter ready to meet `x`: Python numbers as they are, arrays in its dtype."""
-    return float(value) if isinstance(value, numbers.Real) else jnp.asarray(value).astype(x.dtype)
+    """A hyper-parameter ready to meet `x`: Python numbers as they are, arrays in its real dtype."""
+    return float(value) if isinstance(value, numbers.Real) else jnp.asarray(value).astype(real_dtype(x.dtype))
+
+
+def times(number: Scalar, x: Array) -> Array:
+    """number * x, of a real number and an array that may be complex."""
+    if is_complex(x) and not isinstance(number, numbers.Real):
+        return jax.lax.complex(number * x.real, number * x.imag)
+    return number * x
+
+
+def over(x: Array, y: Array) -> Array:
+    """x / y, of an array that may be complex and a real one."""
+    if is_complex(x):
+        return jax.lax.complex(x.real / y, x.imag / y)
+    return x / y
+
+
+def abs_square(x: Array) -> Array:
+    """|x|^2, real."""
+    return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
 def complement(decay: Scalar) -> Scalar:
@@ -88,7 +116,7 @@ def bias_correction(decay: Scalar, steps: Int[Array, ""]) -> Float[Array, ""]:
 def ema(old: Array, new: Array, decay: Scalar) -> Array:
     """decay * old + (1 - decay) * new."""
     decay = like(decay, new)
-    return decay * old + complement(decay) * new
+    return times(decay, old) + times(complement(decay), new)
 
 
 def bounded(x: Array, terms: int = 1) -> Array:
@@ -96,6 +124,8 @@ def bounded(x: Array, terms: int = 1) -> Array:
 
     For one term that is 1.8e19 in float32.
     """
+    if is_complex(x):
+        return jax.lax.complex(bounded(x.real, 2 * terms), bounded(x.imag, 2 * terms))
     limit = np.asarray(math.sqrt(float(jnp.finfo(x.dtype).max) / terms) * (1 - 1e-6), x.dtype)
     return jnp.where(jnp.isfinite(x), jax.lax.clamp(-limit, x, limit), x)
 
@@ -110,15 +140,15 @@ def divide(numerator: Array, denominator: Array, eps: Scalar = 0.0) -> Array:
 
     Args:
       numerator: any.
-      denominator: of the same dtype, not negative.
+      denominator: of the same real dtype, not negative.
       eps: a summand of the denominator. A Python number that no hardware flushes to 0 spares the
         question whether the denominator is 0. Not for a bare root: XLA would multiply by `rsqrt`.
     """
     if isinstance(eps, numbers.Real) and float(eps) >= jnp.finfo(denominator.dtype).tiny:
-        return numerator / denominator
+        return over(numerator, denominator)
     zero = denominator == 0
     one = jnp.ones((), denominator.dtype)
-    return jnp.where(zero, jnp.zeros((), numerator.dtype), numerator / jnp.where(zero, one, denominator))
+    return jnp.where(zero, jnp.zeros((), numerator.dtype), over(numerator, jnp.where(zero, one, denominator)))
 
 
 def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -127,18 +157,18 @@ def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.where(count < largest, count + 1, count)
 
 
-def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
+def global_norm(updates: Updates, axis_name: Any = None) -> Float[Array, ""]:
     r"""$\sqrt{\sum_i x_i^2}$ over all leaves, in float32 (float64 when a leaf is), in one pass.
 
     Where it overflows, a second sum takes over, of values scaled by 2^-64. In which order leaves are
     summed, and with it the last bits, depends on their shapes and on the number of devices.
 
     Args:
-      tree: any tree of arrays; an empty one has norm 0.
+      updates: any tree of arrays; an empty one has norm 0.
       axis_name: mapped axes over which the leaves are sharded, beside those that a surrounding
         `zero(..., axis_name=...)` has announced.
     """
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.size(x)]
+    leaves = [part for x in jax.tree.leaves(updates) if jnp.size(x) for part in _real_parts(x)]
     dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
 
     def total(runs: list[list[Array]], scale: float, on_cpu: bool = False) -> Array:
@@ -163,6 +193,12 @@ def global_norm(tree: Updates, axis_name: Any = None) -> Float[Array, ""]:
     if reduction_axes(axis_name):  # `zero` wants to see the same work whatever the shapes
         return at_once([leaves])
     return jax.lax.platform_dependent(_runs(leaves), cpu=in_turn, default=at_once)
+
+
+def _real_parts(x: Any) -> list[Array]:
+    """The arrays whose squares make |x|^2."""
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    return [x.real, x.imag] if is_complex(x) else [x]
 
 
 def _runs(leaves: list[Array]) -> list[list[Array]]:

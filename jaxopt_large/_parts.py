@@ -14,13 +14,13 @@ from ._compat import bind
 from ._slices import Constant, Equation, Slices
 
 _ELEMENTWISE_NAMES = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh
-    device_put digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier
-    optimization_barrier or pcast population_count pow pvary real reduce_precision rem reshape reshard round
-    rsqrt select_n shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical
-    sign sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type
+    broadcast_in_dim cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh device_put
+    digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow is_finite le
+    lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier optimization_barrier or
+    pcast population_count pow pvary real reduce_precision rem reshape reshard round rsqrt select_n
+    shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
+    sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
 _RESHAPING = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose", "device_put"}

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -72,14 +72,33 @@ def first_match(globs: Sequence[str], path: str) -> str | None:
     return next((g for g in globs if matches(g, path)), None)
 
 
-def params_on(path: Sequence[Any], keys: Sequence[Any]) -> list[int]:
-    """The parameters whose key path is part of a state leaf's: the longest first, then the last."""
-    found = []
-    for i, key in enumerate(keys):
-        starts = [n for n in range(len(path) - len(key) + 1) if path[n : n + len(key)] == key]
-        if starts:
-            found.append((-len(key), -starts[-1], i))
-    return [i for _, _, i in sorted(found)]
+class Owners:
+    """Finds the parameters that a state leaf belongs to: those whose key path is part of its own.
+
+    Args:
+      keys: the key path of each parameter.
+    """
+
+    def __init__(self, keys: Iterable[Sequence[Any]]):
+        self._numbers: dict[tuple[Any, ...], list[int]] = {}
+        for i, key in enumerate(keys):
+            self._numbers.setdefault(tuple(key), []).append(i)
+        self._lengths = sorted({len(key) for key in self._numbers}, reverse=True)
+
+    def of(self, path: Sequence[Any]) -> list[int]:
+        """The longest key paths first, then the last on the leaf's.
+
+        >>> Owners([("a",), ("b", "c")]).of(("mu", "b", "c"))
+        [1]
+        """
+        path, found = tuple(path), []
+        for length in self._lengths:
+            for start in range(len(path) - length, -1, -1):
+                found += self._numbers.get(path[start : start + length], ())
+        return list(dict.fromkeys(found))
+
+    def first(self, path: Sequence[Any]) -> int | None:
+        return next(iter(self.of(path)), None)
 
 
 def check_glob(problems: Problems, name: str, glob: str | None, paths: Sequence[str], what: str) -> None:
@@ -101,12 +120,6 @@ def nearest(wanted: str, paths: Sequence[str]) -> str:
     return listed(close)
 
 
-def unlike(tree: Any, other: Any) -> str:
-    """The paths that only one of two trees has, for an error message."""
-    first, second = leaf_paths(tree), leaf_paths(other)
-    return listed([p for p in dict.fromkeys((*first, *second)) if (p in first) != (p in second)])
-
-
 def listed(paths: Sequence[str]) -> str:
     """Quoted paths, the first few of them, and how many more there are."""
     shown = ", ".join(repr(p) for p in paths[:_MOST_SHOWN])
@@ -117,8 +130,8 @@ def listed(paths: Sequence[str]) -> str:
 def difference(expected: Any, got: Any) -> str:
     """How the leaves of `got` differ from those of `expected`, in words."""
     a, b = leaf_paths(expected), leaf_paths(got)
-    missing = [p for p in a if p not in set(b)]
-    extra = [p for p in b if p not in set(a)]
+    ours, theirs = set(a), set(b)
+    missing, extra = [p for p in a if p not in theirs], [p for p in b if p not in ours]
     if not missing and not extra:
         return "the same leaves in containers of other types"
     return f"missing {listed(missing)}; unexpected {listed(extra)}"

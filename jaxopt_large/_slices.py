@@ -6,10 +6,13 @@ from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ._compat import bind
 
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+
+_OF_NUMBERS = {"xor", "shift_right_logical", "mul", "convert_element_type"}  # what keys are mixed with
 
 Variable = int
 
@@ -55,6 +58,8 @@ class Slices:
         self._constants: set[Variable] = set()
         self.outputs = self._inline(closed.jaxpr, self.inputs, closed.consts)
         self.made_by = {v: eqn for eqn in self.equations for v in eqn.outputs}
+        self._places = {v: n for eqn in self.equations for n, v in enumerate(eqn.outputs)}
+        self._numbers = {v: n for n, v in enumerate(self.inputs)}
         self._order = {id(eqn): n for n, eqn in enumerate(self.equations)}
 
     def _variable(self, v: Any) -> Variable:
@@ -92,6 +97,13 @@ class Slices:
         """Was a variable there before the function was called?"""
         return variable in self._constants
 
+    def is_input(self, variable: Variable) -> bool:
+        return variable in self._numbers
+
+    def place_of(self, variable: Variable) -> int:
+        """Which of its equation's outputs a variable is."""
+        return self._places[variable]
+
     def has(self, index: int) -> bool:
         return self.inputs[index] in self._values
 
@@ -105,10 +117,9 @@ class Slices:
 
     def inputs_of(self, atoms: Iterable[Any]) -> list[int]:
         """The inputs on which variables depend."""
-        numbers = {v: i for i, v in enumerate(self.inputs)}
         atoms = list(atoms)
-        read = {a for eqn in self._needed(atoms) for a in eqn.inputs} | set(atoms)
-        return sorted(numbers[v] for v in read if v in numbers)
+        read = {a for eqn in self.needed(atoms) for a in eqn.inputs} | set(atoms)
+        return sorted(self._numbers[v] for v in read if v in self._numbers)
 
     def results(self, results: Iterable[int]) -> list[Any]:
         """Computes results; their inputs must have been given."""
@@ -117,15 +128,43 @@ class Slices:
     def computed(self, atoms: Iterable[Any]) -> list[Any]:
         """Computes variables; their inputs must have been given."""
         atoms = list(atoms)
-        for eqn in self._needed(atoms, self._values):
+        for eqn in self.needed(atoms, self._values):
             made = bind(eqn.of, [self._read(atom) for atom in eqn.inputs])
             self._values.update(zip(eqn.outputs, made, strict=True))
         return [self._read(a) for a in atoms]
 
+    def side_by_side(self, numbers: Iterable[Iterable[Any]]) -> list[Any]:
+        """Computes scalars of many: each once where it is the same for all, else as a vector.
+
+        What differs only by constants is computed as a vector too, not one number after another: compilers
+        would make a function for each.
+        """
+        found: dict[tuple[Any, ...], Any] = {}
+
+        def vector(atoms: tuple[Any, ...]) -> Any:
+            if atoms not in found:
+                found[atoms] = self._vector(atoms, vector)
+            return found[atoms]
+
+        return [vector(tuple(atoms)) for atoms in numbers]
+
+    def _vector(self, atoms: tuple[Any, ...], vector: Callable[..., Any]) -> Any:
+        if len(set(atoms)) == 1:
+            return self.computed(atoms[:1])[0]
+        if all(isinstance(a, Constant) for a in atoms):
+            return jnp.stack([jnp.asarray(a.value) for a in atoms])
+        equations = [None if a in self._values else self.made_by.get(a) for a in atoms]
+        kinds = {e and (e.of.primitive.name, str(e.of.params)) for e in equations}
+        first = equations[0]
+        if len(kinds) > 1 or first is None or first.of.primitive.name not in _OF_NUMBERS:
+            return jnp.stack(self.computed(atoms))
+        operands = [vector(xs) for xs in zip(*(e.inputs for e in equations if e), strict=True)]
+        return bind(first.of, [jnp.broadcast_to(x, (len(atoms),)) for x in operands])[0]
+
     def _read(self, atom: Any) -> Any:
         return atom.value if isinstance(atom, Constant) else self._values[atom]
 
-    def _needed(self, atoms: Iterable[Any], known: Container[Any] = ()) -> list[Equation]:
+    def needed(self, atoms: Iterable[Any], known: Container[Any] = ()) -> list[Equation]:
         """The equations on which variables depend, back to those that are known, in their order."""
         needed: dict[int, Equation] = {}
         pending = variables(atoms)

@@ -1,5 +1,6 @@
 """Leaves as they stand on disk: what orbax does not hold is kept as unsigned integers, bit for bit."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Array
 from ._checksums import on_device
 from ._errors import Problems, message
 from ._manifest import CheckpointError
+from ._orbax import orbax, with_one_error
 from ._paths import leaf_paths
 
 # less than a byte -> its bits
@@ -21,6 +23,7 @@ _NARROW = {
     "uint4": "uint4",
     "float4_e2m1fn": "uint4",
 }
+_SMALL = 2**16  # bytes of an array that costs less on the host and all at once than device by device
 
 
 class Form(NamedTuple):
@@ -129,11 +132,18 @@ def from_disk(x: Array, like: Any) -> Any:
 
 
 def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    """Writes arrays with orbax, which takes no empty ones."""
-    ocp = _orbax()
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    checkpointer.save(folder, args=ocp.args.StandardSave(arrays))
-    checkpointer.close()
+    """Writes arrays with orbax, which takes no empty ones.
+
+    Raises:
+      OSError: the system refused.
+    """
+
+    def write() -> None:
+        ocp = orbax()
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            checkpointer.save(folder, args=ocp.args.StandardSave(arrays))
+
+    with_one_error(write)
 
 
 def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -144,15 +154,24 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
     """
     if not targets:
         return {}
-    ocp = _orbax()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {name: x.sharding or here for name, x in targets.items()}
+    small = {name: placed[name] for name, x in targets.items() if _is_small(x, placed[name])}
     wanted = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
+        name: np.empty(x.shape, x.dtype)
+        if name in small
+        else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name])
         for name, x in targets.items()
     }
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+    def read() -> dict[str, Any]:
+        ocp = orbax()
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
+
     try:
-        return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
+        found = with_one_error(read)
+        return found | jax.device_put({name: found[name] for name in small}, small)
     except Exception as error:  # tensorstore and orbax raise many kinds for a damaged file
         raise CheckpointError(
             message(
@@ -161,14 +180,10 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
                 do="Restore an earlier one",
             )
         ) from error
-    finally:
-        checkpointer.close()
 
 
-def _orbax() -> Any:
-    import orbax.checkpoint as ocp  # imported here: it takes a second, and belongs to an extra
-
-    return ocp
+def _is_small(x: jax.ShapeDtypeStruct, sharding: Any) -> bool:
+    return x.size * x.dtype.itemsize <= _SMALL and sharding.is_fully_addressable
 
 
 def _is_jax(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tables of text, as reports and explanations print them."""
+"""Tables of text and sizes, as reports, explanations and messages print them."""
 
 from collections.abc import Sequence
 
@@ -22,3 +22,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, ruled: bool = T
         "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
         for row in (head, *rule, *rows)
     )
+
+
+def size(number: int) -> str:
+    """Bytes, in the unit that suits.
+
+    >>> size(5 * 2**20), size(100)
+    ('5.00 MiB', '100 B')
+    """
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= limit:
+            return f"{number / limit:.2f} {unit}"
+    return f"{number} B"

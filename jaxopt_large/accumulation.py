@@ -1,5 +1,6 @@
 """Large batches in small pieces: accumulate gradients over micro-batches, step once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +12,11 @@ from jaxtyping import Array, Int
 from ._axes import is_surrounded_by, sum_over_shards, surrounded_by
 from ._compat import like_varying
 from ._device_sums import DeviceSum, own_part
-from ._errors import Problems, message
+from ._errors import Problems, is_rule, message
+from ._gradients import Gradients, add_other_shapes, in_order
 from ._numerics import accumulation_dtype, safe_increment
+from ._states import check_state, explained
+from ._static import is_placeholder
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 from .placement._layout import is_zero
 from .safety import all_finite
@@ -103,7 +107,7 @@ def accumulate(
             )
         with surrounded_by(f"accumulate {mode}"):
             inner = rule.init(params)
-        if mode == "deferred":
+        if mode == "deferred" and not is_placeholder(params):
             _check_reduced(inner, params, axis_name)
         sums = (
             jnp.zeros((), jnp.float32),
@@ -121,10 +125,17 @@ def accumulate(
         weight: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Updates, AccumulateState]:
+        check_state("accumulate", AccumulateState, state)
         seen_total, seen_weight = _parts(state.total), _parts(state.weight)
-        good = jnp.bool_(True) if nonfinite == "keep" else all_finite(updates, axis_name)
+        gradients = in_order("accumulate", updates, params, len(jax.tree.leaves(seen_total)))
+        totals, treedef = jax.tree.flatten(seen_total)
+        _check_gradients(gradients, totals)
+        good = jnp.bool_(True) if nonfinite == "keep" else all_finite(gradients.leaves, axis_name)
         weight = jnp.where(good, jnp.asarray(1.0 if weight is None else weight, jnp.float32), 0.0)
-        total = jax.tree.map(lambda t, g: t + _weighed(g, weight, good, t.dtype), seen_total, updates)
+        total = [
+            t if g is None else _added(t, g, weight, good)
+            for t, g in zip(totals, gradients.leaves, strict=True)
+        ]
         total_weight = seen_weight + weight
         left_out = state.left_out + (~good).astype(jnp.int32)
         last = state.micro_step + 1 >= steps
@@ -135,14 +146,19 @@ def accumulate(
         if mode == "deferred":
             extra["weight"] = total_weight
 
-        def step(total: Updates, inner: State) -> tuple[Updates, State]:
+        def step(total: list[Any], inner: State) -> tuple[Updates, State]:
             divisor = jnp.where(total_weight > 0, total_weight, 1.0)
-            mean = jax.tree.map(lambda t, g: (t / divisor.astype(t.dtype)).astype(g.dtype), total, updates)
-            return rule.update(mean, inner, params, **extra)
+            mean = [
+                None if g is None else _mean(t, divisor, g.dtype)
+                for t, g in zip(total, gradients.leaves, strict=True)
+            ]
+            own = gradients.treedef.unflatten(mean)
+            with explained("accumulate", rule.init, inner, own, params):
+                return rule.update(own, inner, params, **extra)
 
         changes, inner = _run_if(runs, step, total, state.inner)
         kept_weight = jnp.where(last, 0.0, total_weight)
-        kept_total = jax.tree.map(lambda t: jnp.where(last, jnp.zeros_like(t), t), total)
+        kept_total = treedef.unflatten([_kept(t, last) for t in total])
         if mode == "deferred":
             kept_weight, kept_total = (own_part(x, axis_name) for x in (kept_weight, kept_total))
         fresh = AccumulateState(
@@ -160,7 +176,7 @@ def accumulate(
 
 def _check(rule: Any, steps: Any, mode: Any, axis_name: Any, nonfinite: Any) -> None:
     types, values = Problems("accumulate"), Problems("accumulate")
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
+    if not is_rule(rule):
         types.add(f"rule is not a rule, got {rule!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         values.add(f"steps is out of range, got {steps!r}", allowed="an integer >= 1")
@@ -194,24 +210,52 @@ def _check_reduced(inner: State, params: Params, axis_name: str | None) -> None:
         )
 
 
+def _check_gradients(gradients: Gradients, totals: list[Any]) -> None:
+    if len(gradients.leaves) != len(totals):
+        wrong = f"there are {len(gradients.leaves)} gradients"
+        raise ValueError(message("accumulate", wrong, allowed=f"init got {len(totals)} parameters"))
+    problems, shapes = Problems("accumulate"), [t.shape for t in totals]
+    add_other_shapes(problems, "a gradient", gradients.leaves, shapes, gradients.treedef)
+    problems.raise_if_any()
+
+
 def _parts(x: Any) -> Any:
     """A sum as this device has it."""
     return x.mine() if isinstance(x, DeviceSum) else x
 
 
-def _weighed(g: Array, weight: Array, good: Array, dtype: Any) -> Array:
-    """weight x g; 0 for a micro-batch that is left out, whatever it holds."""
-    return jnp.where(good, g.astype(dtype) * weight.astype(dtype), jnp.zeros((), dtype))
+# --- of a leaf: traced once for all leaves of a shape ---------------------------------------------------
+
+
+@jax.jit
+def _added(total: Array, g: Array, weight: Array, good: Array) -> Array:
+    """total + weight x g; nothing for a micro-batch that is left out, whatever it holds."""
+    dtype = total.dtype
+    return total + jnp.where(good, g.astype(dtype) * weight.astype(dtype), jnp.zeros((), dtype))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _mean(total: Array, weight: Array, dtype: Any) -> Array:
+    return (total / weight.astype(total.dtype)).astype(dtype)
+
+
+@jax.jit
+def _kept(total: Array, last: Array) -> Array:
+    return jnp.where(last, jnp.zeros_like(total), total)
+
+
+# --- the step ------------------------------------------------------------------------------------------
 
 
 def _run_if(
-    runs: Array, step: Callable[..., tuple[Updates, State]], total: Updates, inner: State
+    runs: Array, step: Callable[..., tuple[Updates, State]], total: list[Any], inner: State
 ) -> tuple[Updates, State]:
     """`step(total, inner)`, or updates of -0.0 and the state as it is."""
-    changes = jax.eval_shape(step, total, inner)[0]
+    once = jax.jit(step)  # traced once, for its shapes and for the branch
+    changes, _ = jax.eval_shape(once, total, inner)
 
-    def wait(total: Updates, inner: State) -> tuple[Updates, State]:
+    def wait(total: list[Any], inner: State) -> tuple[Updates, State]:
         del total
         return jax.tree.map(lambda u: like_varying(jnp.full(u.shape, -0.0, u.dtype), u), changes), inner
 
-    return jax.lax.cond(runs, step, wait, total, inner)
+    return jax.lax.cond(runs, once, wait, total, inner)

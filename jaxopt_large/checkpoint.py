@@ -22,16 +22,20 @@ from ._errors import Problems, message
 from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
 from ._manifest import CheckpointError as CheckpointError
+from ._manifest import NotWrittenError as NotWrittenError
 from ._manifest import as_json, check_files, write_manifest
 from ._manifest import read_manifest as _read_manifest
 from ._paths import path_string
+from ._processes import is_writer, on_any
 from ._stored import Form, form, from_disk, named_leaves, read_arrays, to_disk
 from ._stored import write_arrays as _write_arrays
+from ._writing import not_written, number_of
 from .placement._hosted import is_offloaded
 from .placement._layout import is_zero
 from .placement.logical import repadded, unpadded, unpadded_like
 
 _ARRAYS = "arrays"
+_FILES, _ENTRIES = 64 * 2**10, 3 * 2**9  # bytes at most beside the arrays', of each checkpoint and array
 
 
 def save(
@@ -54,6 +58,8 @@ def save(
 
     Raises:
       FileExistsError: something stands at `path` already, and it may not be overwritten.
+      CheckpointError: it cannot be written: the disk is full, or may not be written. What stood at `path`
+        stands, nothing else is left. It is an `OSError` too, with the system's `errno`.
       TypeError: a leaf or the metadata cannot be saved; nothing is written.
       ModuleNotFoundError: orbax-checkpoint is missing; install jaxopt_large[train].
 
@@ -76,28 +82,24 @@ def save(
     leaves, known = named_leaves("save", logical), identities(logical)
     arrays = {name: to_disk(x) for name, x in leaves.items()}
     sums = checksums(arrays)
+    what = {name: {"identity": known[name].name, "keys": known[name].keys} for name in leaves}
+    entries = {n: {**form(x).entry(), "checksum": sums[n], **what[n]} for n, x in leaves.items()}
     aside = target.with_name(f".{target.name}.part")
-    if _is_writer():
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    _barrier(f"aside {target}")
     stored = {name: x for name, x in arrays.items() if x.size}  # orbax takes no empty arrays
-    if stored:
-        _write_arrays(aside / _ARRAYS, stored)
-    if _is_writer():
-        entries = {
-            name: {
-                **form(x).entry(),
-                "checksum": sums[name],
-                "identity": known[name].name,
-                "keys": known[name].keys,
-            }
-            for name, x in leaves.items()
-        }
-        write_manifest(aside, entries, metadata)
-        sync_to_disk(aside)
-        take_name(aside, target)
-    _barrier(f"written {target}")
+    failure = None
+    for stage in (
+        lambda: is_writer() and _make_anew(aside),
+        lambda: stored and _write_arrays(aside / _ARRAYS, stored),
+        lambda: is_writer() and _finish(aside, target, entries, metadata),
+    ):
+        try:
+            stage()
+        except Exception as error:  # tensorstore and orbax raise many kinds when the disk is full
+            failure = error
+        if on_any(failure is not None):
+            if is_writer():
+                shutil.rmtree(aside, ignore_errors=True)
+            raise _not_written(target, failure, stored)
 
 
 def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> Any:
@@ -195,6 +197,12 @@ def restore_changed(
     return repadded(jax.tree.structure(logical).unflatten(values), like), report
 
 
+def difference(path: str | os.PathLike[str], like: Any) -> RestoreReport:
+    """What `restore_changed` would do; no array is read."""
+    manifest, logical = _read_manifest(standing(Path(path).absolute())), unpadded_like(like)
+    return compared(manifest["arrays"], logical, named_leaves("restore_changed", logical), {})
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that `save` was given.
 
@@ -263,12 +271,24 @@ def _check_placed(who: str, like: Any) -> None:
     problems.raise_if_any()
 
 
-def _is_writer() -> bool:
-    return jax.process_index() == 0
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def _finish(aside: Path, target: Path, entries: dict[str, Any], metadata: dict[str, Any]) -> None:
+    write_manifest(aside, entries, metadata)
+    sync_to_disk(aside)
+    take_name(aside, target)
 
-        multihost_utils.sync_global_devices(name)
+
+def _not_written(target: Path, failure: Exception | None, arrays: dict[str, Any]) -> NotWrittenError:
+    if failure is None:
+        wrong = f"{str(target)!r} could not be written, another process has failed to write its part"
+        return NotWrittenError(message("save", wrong))
+    needed = sum(x.nbytes for x in arrays.values()) + _FILES + len(arrays) * _ENTRIES
+    error = NotWrittenError(not_written("save", target, failure, needed=needed))
+    error.errno = number_of(failure)
+    if error.errno is None:  # else the message says all, and thousands of lines of threads' tracebacks less
+        error.__cause__ = failure
+    return error

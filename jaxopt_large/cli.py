@@ -1,6 +1,7 @@
 """The command line. JAX and the rest are imported when a command runs, so that help is instant."""
 
 import importlib.util
+import os
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     fall_back: bool = False,
+    changed: bool = False,
     runs: str = "runs",
 ) -> int:
     """Train a model as a configuration says.
@@ -27,19 +29,27 @@ def train(
       resume: go on from the newest checkpoint.
       overwrite: remove a run of the same name first.
       fall_back: when resuming, pass over a damaged checkpoint for the one before.
+      changed: when resuming with other settings, go on with what they and the checkpoint have in common.
       runs: the folder of runs; this one's is a folder in it, named by the configuration.
     """
     from .checkpoint import CheckpointError
     from .config import ConfigError, load
     from .data import DataError
-    from .train import RunError
+    from .train import RunError, RunWriteError
     from .train import train as run
 
+    how = {"resume": resume, "overwrite": overwrite, "fall_back": fall_back, "changed": changed}
     try:
-        summary = run(load(config, set), runs=runs, resume=resume, overwrite=overwrite, fall_back=fall_back)
+        summary = run(load(config, set), runs=runs, **how)
+    except RunWriteError as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ConfigError, CheckpointError, DataError, FileNotFoundError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # of the terminal, or of a file that was there a moment ago
+        print(f"train: {error}.", file=sys.stderr)
+        return 1
     return 130 if summary["interrupted"] else 0
 
 
@@ -52,8 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"jaxopt-large: {', '.join(missing)} not installed; the command line needs the extra `train`: "
-            "pip install 'jaxopt_large[train,viz]'",
+            f"jaxopt-large: {', '.join(missing)} not installed; the command line needs the extra `train` of "
+            "the folder, wheel or address that jaxopt_large came from: pip install '.[train,viz]'",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -63,4 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
     app.command(train, name="train")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     description = "Optimizers for JAX models that outgrow one device."
-    sys.exit(app.cli(prog="jaxopt-large", description=description, args=words or ["--help"], config=options))
+    try:
+        code = app.cli(prog="jaxopt-large", description=description, args=words or ["--help"], config=options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("jaxopt-large: interrupted.", file=sys.stderr)
+        code = 130
+    except OSError as error:  # nobody reads what is printed, or the disk that it goes to is full
+        print(f"jaxopt-large: {error}.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is the rest tried at the end
+        code = 1
+    sys.exit(code)

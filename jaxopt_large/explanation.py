@@ -1,31 +1,38 @@
-"""What `zero`, `offload` and `stored` decided for each parameter, and why, as a table."""
+"""What a rule keeps for each parameter, and what `zero`, `offload` and `stored` decided, as a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import PartitionSpec
+import jax.numpy as jnp
 
-from ._paths import leaf_paths
+from ._encoded import is_encoded
+from ._paths import Owners, leaf_paths
+from ._state_rows import NONE, StateRow, axes_of, bits_of, placed_leaves, spec_words, state_rows
 from ._tables import table
 from ._types import AnyRule, Params
 from .placement._hosted import OffloadState, is_offloaded
 from .placement._layout import ZeroState, is_zero
 from .placement.shardings import evaluated
+from .storage._fields import NOT_GIVEN
 from .storage.stored import StoredState, is_stored
+
+_WRAPPERS = ("zero", "offload", "stored")
+_MOST_PRINTED = 60  # rows of a table: more than fit on a screen or two
 
 
 class Decision(NamedTuple):
     """What a wrapper does with the state of one parameter.
 
     Attributes:
-      wrapper: "zero", "offload" or "stored".
+      wrapper: "zero", "offload" or "stored"; of an array that none of them holds, the transform that
+        keeps it, as `StateRow.rule` has it.
       path: the parameter's.
-      shape: the parameter's; for "stored", of the leaf of the state.
+      shape: the parameter's; for "stored" and where there is no wrapper, of the leaf of the state.
       where: the mesh axes of each dimension, "whole", "flat", "host" or "device"; for "stored", the
-        field and its format.
-      bytes: of its state, on one device; for "stored", of the leaf.
+        field and its format; where there is no wrapper, the field and its dtype.
+      bytes: of its state, on one device; for "stored" and where there is no wrapper, of the leaf.
       reason: why.
     """
 
@@ -38,107 +45,215 @@ class Decision(NamedTuple):
 
 
 class Explanation(tuple[Decision, ...]):
-    """One decision per parameter and wrapper; printed, a table."""
+    """Decisions: one per parameter and wrapper, and one per array that no wrapper holds.
+
+    Printed, three tables: the arrays of the state, what wrappers decided, and totals. Of many rows the
+    first are printed.
+
+    Attributes:
+      rows: a `StateRow` for each array of the state and each parameter without state, all of them.
+      parameter_bytes: of all the parameters.
+    """
+
+    rows: tuple[StateRow, ...]
+    parameter_bytes: int
+
+    def __new__(  # noqa: D102
+        cls, decisions: Iterable[Decision], rows: Sequence[StateRow] = (), parameter_bytes: int = 0
+    ) -> "Explanation":
+        made = super().__new__(cls, decisions)
+        made.rows, made.parameter_bytes = tuple(rows), parameter_bytes
+        return made
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the whole state; inside mapped axes, of one device's."""
+        return sum(row.bytes for row in self.rows)
 
     def __str__(self) -> str:
-        rows = [tuple(f"{x:,}" if isinstance(x, int) else str(x) for x in row) for row in self]
-        return table(Decision._fields, rows)
+        wrapped = [row for row in self if row.wrapper in _WRAPPERS]
+        tables = [
+            _table(_COLUMNS, self.rows) if self.rows else "",
+            _table(Decision._fields, wrapped) if wrapped else "",
+        ]
+        return "\n\n".join(x for x in (*tables, self._totals()) if x)
+
+    def _totals(self) -> str:
+        sums: dict[str, list[int]] = {}
+        placed = any(row.where for row in self.rows)
+        for row in self.rows:
+            names = [row.field.split("/")[0]] if row.bytes else []
+            for name in [*names, *([f"group {row.group}"] if row.group else []), "state"]:
+                total = sums.setdefault(name, [0, 0])
+                total[0], total[1] = total[0] + row.bytes, total[1] + row.device_bytes
+        order = sorted(sums, key=lambda name: (name == "state", name.startswith("group ")))
+        lines = [(name, f"{sums[name][0]:,}", f"{sums[name][1]:,}") for name in order]
+        lines.append(("parameters", f"{self.parameter_bytes:,}", ""))
+        width = 3 if placed else 2
+        return table(("total", "bytes", "on one device")[:width], [line[:width] for line in lines])
+
+
+_COLUMNS = ("path", "group", "rule", "field", "dtype", "shape", "bytes", "where")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Any]) -> str:
+    """The rows' attributes of these names; columns without an entry are left out."""
+    shown = rows if len(rows) <= _MOST_PRINTED else rows[: _MOST_PRINTED // 2]
+    columns = [name for name in columns if any(getattr(row, name) != "" for row in rows)]
+    text = [[_text(getattr(row, name)) for name in columns] for row in shown]
+    more = [f"... and {len(rows) - len(shown):,} more"] if len(shown) < len(rows) else []
+    return "\n".join([table(columns, text), *more])
+
+
+def _text(x: Any) -> str:
+    return f"{x:,}" if isinstance(x, int) else str(x)
 
 
 def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | None = None) -> Explanation:
-    """How placement and storage treat the state of each parameter, and why; nothing is allocated.
+    """What a rule keeps for each parameter, how and where, and why; nothing is allocated.
 
     Args:
-      rule: a rule with `zero`, `offload` or `stored` in it, over all the parameters or over parts of them.
+      rule: any rule, ours or optax's, with or without wrappers.
       params: arrays, or `jax.ShapeDtypeStruct`s with a `sharding`.
       axis_sizes: for `zero(..., axis_name=...)`: mapped axis -> number of devices.
 
     Returns:
-      The decisions; empty for a rule without such wrappers.
+      The decisions; `rows` has each array of the state. What all parameters share has the path "-".
 
-    >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
-    >>> rule = jl.zero(jl.adam(1e-3), mesh, "data")
-    >>> print(jl.explain(rule, {"b": jnp.ones(8), "w": jnp.ones((128, 512))}))
-    wrapper  path  shape       where  bytes   reason
-    -------  ----  ----------  -----  ------  ---------------------------------------------
-    zero     b     (8,)        whole  64      32 bytes, under 65536: not worth a collective
-    zero     w     (128, 512)  data   65,536  dimension 0
     >>> params = {"b": jnp.ones(8), "w": jnp.ones((128, 512))}
-    >>> print(jl.explain(jl.stored(jl.adam(1e-3), nu=jl.int8()), params))
+    >>> print(jl.explain(jl.partition({"b": jl.freeze(), "*": jl.sgd(0.1, momentum=0.9)}), params))
+    path  group  rule      field  dtype    shape       bytes
+    ----  -----  --------  -----  -------  ----------  -------
+    b     b      -         -      -        (8,)        0
+    w     *      momentum  trace  float32  (128, 512)  262,144
+    <BLANKLINE>
+    total       bytes
+    ----------  -------
+    trace       262,144
+    group b     0
+    group *     262,144
+    state       262,144
+    parameters  262,176
+    >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    >>> print(jl.explain(jl.zero(jl.stored(jl.adam(1e-3), nu=jl.int8()), mesh, "data"), params))
+    path  rule    field  dtype    shape       bytes    where
+    ----  ------  -----  -------  ----------  -------  -----
+    -     stored  step   int32    ()          4        whole
+    -     stored  seed   uint32   ()          4        whole
+    -     adam    count  int32    ()          4        whole
+    b     adam    mu     float32  (8,)        32       whole
+    b     adam    nu     float32  (8,)        32       whole
+    w     adam    mu     float32  (128, 512)  262,144  data
+    w     adam    nu     int8     (128, 512)  67,584   data
+    <BLANKLINE>
     wrapper  path  shape       where        bytes   reason
-    -------  ----  ----------  -----------  ------  ----------------------
+    -------  ----  ----------  -----------  ------  ---------------------------------------------
+    zero     b     (8,)        whole        64      32 bytes, under 65536: not worth a collective
+    zero     w     (128, 512)  data         41,216  dimension 0
     stored   b     (8,)        nu: float32  32      8 elements, under 4096
     stored   w     (128, 512)  nu: int8     67,584  given; never negative
+    <BLANKLINE>
+    total       bytes    on one device
+    ----------  -------  -------------
+    step        4        4
+    seed        4        4
+    count       4        4
+    mu          262,176  32,800
+    nu          67,616   8,480
+    state       329,804  41,292
+    parameters  262,176
     """
     mapped = axis_sizes or {}
     state, _ = evaluated(rule, params, mapped)
-    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
-    rows: list[Decision] = []
+    rows = state_rows(state, params, tuple(mapped.values()))
+    decisions = [_undecided(row) for row in rows if not row.is_decided]
+    found: list[Decision] = []
     for node in jax.tree.leaves(state, is_leaf=lambda x: is_zero(x) or is_offloaded(x)):
         if is_offloaded(node):
-            rows += _offloaded(node, paths, leaves)
+            found += _offloaded(node, params)
             node = node.inner
         for zero in filter(is_zero, jax.tree.leaves(node, is_leaf=is_zero)):
-            rows += _divided(zero, paths, leaves, math.prod(mapped.values()))
+            found += _divided(zero, params, math.prod(mapped.values()))
     for node in filter(is_stored, jax.tree.leaves(state, is_leaf=is_stored)):
-        rows += _stored(node)
-    return Explanation(rows)
+        found += _stored(node)
+    known = {row.path for row in found}
+    decisions = [row for row in decisions if row.wrapper != NONE or row.bytes or row.path not in known]
+    return Explanation(decisions + found, rows, sum(_bytes(x) for x in jax.tree.leaves(params)))
+
+
+def _undecided(row: StateRow) -> Decision:
+    if row.field == NONE and row.dtype == NONE:
+        return Decision(row.rule, row.path, row.shape, NONE, 0, "no state")
+    where = f"{row.field}: {row.dtype}"
+    return Decision(row.rule, row.path, row.shape, where, row.bytes, "as the rule keeps it")
+
+
+def _bytes(x: Any) -> int:
+    x = x if hasattr(x, "dtype") else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    return x.size * bits_of(x) // 8
 
 
 def _stored(node: StoredState) -> list[Decision]:
-    return [
-        Decision("stored", c.path, c.shape, f"{c.field}: {c.format.name}", c.format.bytes(c.shape), c.reason)
-        for c in node.plan.choices
-        if c.format is not None
-    ]
-
-
-def _divided(node: ZeroState, paths: list[str], leaves: list[Any], copies: int) -> list[Decision]:
-    layout = node.layout
-    if len(layout.params) != len(paths):  # of a part of the parameters: it knows shapes, not paths
-        paths, leaves = [f"#{i}" for i in range(len(layout.params))], [None] * len(layout.params)
-    inner = jax.tree.leaves(node.inner)
     rows = []
-    for i, (path, leaf, cut) in enumerate(zip(paths, leaves, layout.params, strict=True)):
-        held = 0
-        for j, owner in enumerate(layout.owners):
-            if owner == i:
-                size = inner[j].size * inner[j].dtype.itemsize
-                if layout.mesh is None:
-                    held += size // max(copies, 1)  # one device's share, with the axis of `evaluated`
-                else:
-                    held += size // _parts(layout.state_specs[j], layout.mesh)
-        where = "flat" if cut is not None and cut.dim is None else _where(layout, i)
-        shape = () if leaf is None else tuple(leaf.shape)
+    leaves = jax.tree.leaves(node.inner, is_leaf=is_encoded)
+    for c, x in zip(node.plan.choices, leaves, strict=True):
+        if c.format is not None:
+            held = c.format.bytes(c.shape)
+            rows.append(Decision("stored", c.path, c.shape, f"{c.field}: {c.format.name}", held, c.reason))
+        elif c.reason != NOT_GIVEN:
+            held = math.prod(c.shape) * bits_of(x) // 8
+            rows.append(Decision("stored", c.path, c.shape, f"{c.field}: {x.dtype}", held, c.reason))
+    return rows
+
+
+def _members(inner: Any, owners: Sequence[int | None], count: int, params: Params) -> list[tuple[str, Any]]:
+    """Path and shape of each parameter that a wrapper holds; it may stand around a part of them."""
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
+    if count == len(paths):
+        return [(path, tuple(jnp.shape(x))) for path, x in zip(paths, leaves, strict=True)]
+    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    index, found = Owners(keys), [(f"#{i}", tuple[int, ...]()) for i in range(count)]
+    for (path, _), owner in zip(jax.tree_util.tree_flatten_with_path(inner)[0], owners, strict=True):
+        number = None if owner is None else index.first(path)
+        if owner is not None and number is not None:
+            found[owner] = paths[number], tuple(jnp.shape(leaves[number]))
+    return found
+
+
+def _by_owner(owners: Sequence[int | None]) -> dict[int | None, list[int]]:
+    found: dict[int | None, list[int]] = {}
+    for j, owner in enumerate(owners):
+        found.setdefault(owner, []).append(j)
+    return found
+
+
+def _divided(node: ZeroState, params: Params, copies: int) -> list[Decision]:
+    layout, mine = node.layout, _by_owner(node.layout.owners)
+    members = _members(node.inner, layout.owners, len(layout.params), params)
+    placed = placed_leaves(node, max(copies, 1))
+    rows = []
+    for i, ((path, shape), cut) in enumerate(zip(members, layout.params, strict=True)):
+        held = sum(placed[j].device_bytes for j in mine.get(i, ()))
+        if cut is not None and cut.dim is None:
+            where = "flat"
+        elif layout.mesh is not None:
+            where = spec_words(layout.share_specs[i])
+        else:
+            where = "whole" if cut is None or cut.dim is None else axes_of(layout, cut.dim)
         rows.append(Decision("zero", path, shape, where, held, layout.reasons[i]))
     return rows
 
 
-def _where(layout: Any, i: int) -> str:
-    if layout.mesh is None:
-        cut = layout.params[i]
-        return "whole" if cut is None else ", ".join(["-"] * cut.dim + list(layout.axes))
-    parts = [x if isinstance(x, tuple) else (x,) for x in layout.share_specs[i]]
-    return ", ".join("-" if p == (None,) else "+".join(p) for p in parts) or "whole"
-
-
-def _parts(spec: PartitionSpec, mesh: Any) -> int:
-    names = [n for part in spec if part for n in (part if isinstance(part, tuple) else (part,))]
-    return math.prod(mesh.shape[n] for n in names)
-
-
-def _offloaded(node: OffloadState, paths: list[str], leaves: list[Any]) -> list[Decision]:
-    hosted, inner = node.hosted, jax.tree.leaves(node.inner)
+def _offloaded(node: OffloadState, params: Params) -> list[Decision]:
+    hosted, mine = node.hosted, _by_owner(node.hosted.owners)
+    inner = jax.tree.leaves(node.inner)
     rows = []
-    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
-        mine = [j for j, owner in enumerate(hosted.owners) if owner == i]
-        moved = [j for j in mine if hosted.on_host[j]]
+    members = _members(node.inner, hosted.owners, len(hosted.layers), params)
+    for i, (path, shape) in enumerate(members):
+        moved = [j for j in mine.get(i, ()) if hosted.on_host[j]]
+        way = f", streamed {hosted.ways[i]}" if i < len(hosted.ways) else ""
+        why = f"{len(moved)} of {len(mine.get(i, ()))} leaves in host memory{way}"
+        held = sum(_bytes(inner[j]) for j in mine.get(i, ()) if not hosted.on_host[j])
         where = "host" if moved else "device"
-        why = f"{len(moved)} of {len(mine)} leaves in host memory, streamed {hosted.ways[i]}"
-        held = sum(inner[j].size * inner[j].dtype.itemsize for j in mine if j not in moved)
-        rows.append(
-            Decision(
-                "offload", path, tuple(leaf.shape), where, held, why if moved else "not chosen, or small"
-            )
-        )
+        rows.append(Decision("offload", path, shape, where, held, why if moved else "not chosen, or small"))
     return rows

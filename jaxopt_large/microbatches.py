@@ -72,6 +72,8 @@ def microbatched_value_and_grad(
     who = "microbatched_grad"
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(message(who, f"steps is out of range, got {steps!r}", allowed="an integer >= 1"))
+    if not callable(loss_fn):
+        raise TypeError(message(who, f"loss_fn is not a function, got {loss_fn!r}"))
     if mode not in ("sharded", "deferred"):
         raise ValueError(message(who, f"mode is unknown, got {mode!r}", allowed="'sharded' or 'deferred'"))
     if mode == "deferred" and (mesh is None or axis is None):

@@ -9,8 +9,10 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from ._axes import reduction_axes, sum_over_shards, surrounded_by
-from ._errors import POSITIVE, check_hyperparameters, message
-from ._numerics import as_scalar, global_norm, safe_increment
+from ._errors import POSITIVE, check_hyperparameters, check_rule
+from ._gradients import present
+from ._numerics import as_scalar, global_norm, is_complex, safe_increment, times, widest
+from ._states import check_state, explained
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 
 
@@ -57,13 +59,18 @@ def clip_by_global_norm(max_norm: Scalar, axis_name: Any = None) -> Rule:
 
     def update(updates: Updates, state: State, params: Any = None, **extra: Any) -> tuple[Updates, State]:
         del params, extra
-        norm = global_norm(updates, axis_name)
+        updates = present(updates)
+        norm = global_norm(updates, axis_name=axis_name)
         limit = as_scalar(max_norm).astype(norm.dtype)
         factor = jnp.where(norm > limit, limit / norm, jnp.ones((), norm.dtype))
         factor = jnp.where(jnp.isfinite(norm), factor, jnp.nan)
 
         def scale(g: Array) -> Array:
-            return (g.astype(norm.dtype) * factor).astype(g.dtype)
+            g = g if isinstance(g, jax.Array) else jnp.asarray(g)
+            if is_complex(g):
+                return times(factor, g.astype(widest(norm.dtype, g.dtype))).astype(g.dtype)
+            scaled = g.astype(norm.dtype) * factor
+            return scaled.astype(g.dtype) if jnp.issubdtype(g.dtype, jnp.floating) else scaled
 
         return jax.tree.map(scale, updates), state
 
@@ -93,8 +100,7 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
     >>> float(params + updates), int(state.skipped)
     (1.0, 1)
     """
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
-        raise TypeError(message("skip_nonfinite", f"rule is not a rule, got {rule!r}"))
+    check_rule("skip_nonfinite", rule)
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> SkipNonfiniteState:
@@ -106,8 +112,11 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
     def update(
         updates: Updates, state: SkipNonfiniteState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SkipNonfiniteState]:
+        check_state("skip_nonfinite", SkipNonfiniteState, state)
+        updates = present(updates)
         good = all_finite(updates, axis_name)
-        new_updates, inner = rule.update(updates, state.inner, params, **extra)
+        with explained("skip_nonfinite", rule.init, state.inner, updates, params):
+            new_updates, inner = rule.update(updates, state.inner, params, **extra)
         # x + (-0.0) is x for every x, the sign of zero included; x + 0.0 is not
         new_updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.full_like(u, -0.0)), new_updates)
         inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), inner, state.inner)
@@ -121,5 +130,11 @@ def all_finite(tree: Updates, axis_name: Any = None) -> Bool[Array, ""]:
     """Is every element of every leaf, on every device that holds a share, finite?"""
     bad = jnp.zeros((), jnp.int32)
     for leaf in jax.tree.leaves(tree):
-        bad |= jnp.any(~jnp.isfinite(leaf)).astype(jnp.int32)
+        bad |= _is_bad(leaf)
     return sum_over_shards(bad, axis_name) == 0
+
+
+@jax.jit
+def _is_bad(leaf: Array) -> Int[Array, ""]:
+    """1 where any element is not finite; traced once for all leaves of a shape."""
+    return jnp.any(~jnp.isfinite(leaf)).astype(jnp.int32)

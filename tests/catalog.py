@@ -15,6 +15,12 @@ import jaxopt_large as jl
 from . import oracles
 
 
+def needs_host_memory():
+    """Skips the test where JAX moves nothing to the host's memory when it compiles for CPU."""
+    if not hasattr(jax, "reshard"):
+        pytest.skip("host memory on CPU needs JAX 0.8")
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     name: str

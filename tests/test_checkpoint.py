@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
-from .catalog import every_rule, like, mixed_params
+from .catalog import every_rule, like, mixed_params, needs_host_memory
 
 pytest.importorskip("orbax.checkpoint")
 P = PartitionSpec
@@ -316,9 +316,18 @@ def _meshed(sizes):
     return make_mesh(sizes, names, devices=jax.devices()[:count])
 
 
+_SOURCES, _SIZES = ("jit 2x4", "pmap 8", "jit 8 offloaded"), ((1,), (3,), (4,), (2, 2), (3, 2), (8,))
+
+
 @pytest.mark.compat
-@pytest.mark.parametrize("source", ["jit 2x4", "pmap 8", "jit 8 offloaded"])
-@pytest.mark.parametrize("sizes", [(1,), (3,), (4,), (2, 2), (3, 2), (8,)], ids=str)
+@pytest.mark.parametrize(
+    ("source", "sizes"),
+    [  # each with each other, half of the pairs
+        pytest.param(x, y, id=f"{x}-{y}", marks=[pytest.mark.full] if (n + k) % 2 else [])
+        for n, x in enumerate(_SOURCES)
+        for k, y in enumerate(_SIZES)
+    ],
+)
 def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
     from jaxopt_large.placement.logical import unpadded
 
@@ -335,8 +344,7 @@ def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
         rule = jl.zero(jl.adamw(1e-2), _meshed((2, 4)), "data", min_bytes=0)
         saved = _trained(rule, jax.device_put(params, NamedSharding(_meshed((2, 4)), P())))
     else:
-        if not hasattr(jax, "reshard"):
-            pytest.skip("host memory on CPU needs JAX 0.8")
+        needs_host_memory()
         rule = jl.offload(jl.zero(jl.adamw(1e-2), _meshed((8,)), "data", min_bytes=0), min_bytes=0)
         saved = _trained(rule, jax.device_put(params, NamedSharding(_meshed((8,)), P())))
     jl.save(tmp_path / "c", saved)
@@ -354,7 +362,7 @@ def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.full), 3, 8])
 def test_a_state_is_read_into_pmap(devices, tmp_path):
     from jaxopt_large.placement.logical import unpadded
 

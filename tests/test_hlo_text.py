@@ -106,3 +106,9 @@ def test_other_texts_are_refused(text):
         text = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).as_text()
     with pytest.raises(ValueError, match=r"^collectives: compiled is not .*, got .*; HLO .*compile\(\)"):
         jl.plan.collectives(text)
+
+
+@pytest.mark.parametrize("what", [3, None, b"HloModule", jax.jit(lambda x: x)])
+def test_what_is_no_program_is_refused(what):
+    with pytest.raises(TypeError, match=r"^collectives: compiled is not a compiled program, got "):
+        jl.plan.collectives(what)

@@ -1,6 +1,8 @@
 """What an import costs, and what the public surface is."""
 
 import ast
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,61 @@ def test_the_surface_is_re_exports_only():
     assert {alias.name for alias in names} <= set(dir(jl))
 
 
+@pytest.mark.compat
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("adamx", "the nearest are 'adam', 'adamw'"),
+        ("AdamW", "the nearest are 'adamw'"),
+        ("zeros", "the nearest are 'zero'"),
+        ("scale_by_adma", "the nearest are 'scale_by_adam'"),
+        ("chian", r"optax has 'chain'\.$"),
+        ("", "the nearest are"),
+        ("adam.init", "the nearest are 'adam'"),
+        ("chain", r"Use optax\.chain\."),
+        ("apply_updates", r"Use optax\.apply_updates\."),
+        ("MultiSteps", r"Use optax\.MultiSteps\."),
+        ("schedule_free", r"Use optax\.contrib\.schedule_free\."),
+        ("__main__", "has no attribute '__main__'$"),
+    ],
+)
+def test_a_name_that_is_not_here_says_what_to_write(name, says):
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'") as raised:
+        getattr(jl, name)
+    assert raised.match(says)
+    assert raised.value.name == name
+    assert raised.value.obj is jl
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def test_a_module_that_is_not_loaded_is_named_as_one():
+    code = "import jaxopt_large as jl\ntry: jl.models\nexcept AttributeError as e: print(e)\nimport jaxopt_large.models; jl.models"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == (
+        "jaxopt_large: module has no attribute 'models'; it is a module of its own. Import jaxopt_large.models.\n"
+    )
+
+
+def test_what_asks_whether_a_name_is_there_is_told_that_it_is_not():
+    assert not hasattr(jl, "adamx")
+    assert not hasattr(jl, "chain")
+    assert not hasattr(jl, "adam.init")
+    assert getattr(jl, "adamx", None) is None
+    assert not hasattr(jl, "__wrapped__")
+    with pytest.raises(ImportError, match="cannot import name 'adamx'"):
+        exec("from jaxopt_large import adamx")
+    with pytest.raises(TypeError, match="cannot pickle"):  # as for any module
+        copy.copy(jl)
+    assert pickle.loads(pickle.dumps(jl.adamw)) is jl.adamw
+    exec("from jaxopt_large import *", names := {})
+    assert names["adamw"] is jl.adamw
+
+
+def test_python_asks_for_its_own_names_without_jax():
+    loaded = _modules_after("import jaxopt_large as jl; hasattr(jl, '__wrapped__'), hasattr(jl, '_x')")
+    assert not loaded & {"jax", "optax", "numpy"}
+
+
 def test_every_public_function_has_a_docstring_with_its_parts():
     for name in dir(jl):
         thing = getattr(jl, name)
@@ -63,4 +120,4 @@ def test_the_command_line_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         cli.main(["train", "x.yaml"])
-    assert "pip install 'jaxopt_large[train,viz]'" in capsys.readouterr().err
+    assert "pip install '.[train,viz]'" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from ._build import build as build
 from ._build import mesh_of as mesh_of
+from ._changes import changes as changes
 from ._load import load as load
+from ._load import settings as settings
 from ._load import to_yaml as to_yaml
 from ._yaml import ConfigError as ConfigError
 from .schema import Config as Config

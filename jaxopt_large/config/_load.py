@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ._build import build
-from ._yaml import ConfigError, Location, Source, dump, read
+from ._yaml import ConfigError, Location, Source, dotted, dump, read, shown
 from .schema import Config
 
+_LISTED = 50  # problems in one message
 _ALIKE = 0.5  # how close an unknown key must come to a known one to be taken for it
 
 
@@ -32,16 +33,27 @@ def load(path: str | os.PathLike[str], overrides: list[str] | tuple[str, ...] = 
     try:
         config = Config.model_validate(source.values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(source, e) for e in error.errors())) from None
+        raise ConfigError(_listed([_describe(source, e) for e in error.errors(include_url=False)])) from None
     problems = _rule_problems(source, config)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(_listed(problems))
     return config
 
 
 def to_yaml(config: Config) -> str:
     """The configuration with every default written out; `load` reads it back."""
-    return dump(config.model_dump(mode="json"))
+    return dump(settings(config))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The configuration with every default, as plain Python."""
+    return config.model_dump(mode="json")
+
+
+def _listed(problems: list[str]) -> str:
+    """One line per problem, as many as a screen can take."""
+    more = len(problems) - _LISTED
+    return "\n".join(problems[:_LISTED] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _rule_problems(source: Source, config: Config) -> list[str]:
@@ -55,12 +67,12 @@ def _rule_problems(source: Source, config: Config) -> list[str]:
             build(alone)
         except (TypeError, ValueError) as error:
             for line in str(error).splitlines():
-                words = line.partition(": ")[2]
+                words = line.partition(": ")[2] or line
                 location: Location = ("optimizer", "groups", glob)
                 name = words.split(" ", 1)[0]
                 if name in type(settings).model_fields:
                     location = (*location, name)
-                problems.append(f"{source.place(location)}: {_dotted(location)}: {words}")
+                problems.append(f"{source.place(location)}: {dotted(location)}: {words}")
     return problems
 
 
@@ -72,8 +84,12 @@ def _describe(source: Source, error: Any) -> str:
         reason, got = "unknown key", location[-1]
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=_ALIKE)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        reason = "must be a group of settings"
+    elif kind == "less_than_equal":  # 3.4e+38, and not its 39 digits
+        reason = f"{reason.rpartition(' ')[0]} {error['ctx']['le']}"
     elif kind == "missing":
-        return f"{source.place(location)}: {_dotted(location)}: missing"
+        return f"{source.place(location)}: {dotted(location)}: missing"
     elif kind == "union_tag_invalid":
         tags = [t.strip(" '") for t in error["ctx"]["expected_tags"].split(",")]
         tag_key = error["ctx"]["discriminator"].strip("'")
@@ -83,14 +99,14 @@ def _describe(source: Source, error: Any) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else ""
     elif kind == "union_tag_not_found":
         tag_key = error["ctx"]["discriminator"].strip("'")
-        return f"{source.place(location)}: {_dotted((*location, tag_key))}: missing"
+        return f"{source.place(location)}: {dotted((*location, tag_key))}: missing"
     elif kind == "value_error":  # our own checks of several values name them
         inner = reason.split(":", 1)[0]
         if location == () and inner.replace(".", "").isidentifier():
             location = tuple(inner.split("."))
             reason = reason.split(": ", 1)[1]
-        return f"{source.place(location)}: {_dotted(location)}: {reason}"
-    return f"{source.place(location)}: {_dotted(location)}: {_plain(reason)} (got {got!r}){hint}"
+        return f"{source.place(location)}: {dotted(location)}: {reason}"
+    return f"{source.place(location)}: {dotted(location)}: {_plain(reason)} (got {shown(got)}){hint}"
 
 
 def _in_file(source: Source, location: Location) -> tuple[Location, list[str]]:
@@ -145,7 +161,3 @@ def _plain(reason: str) -> str:
         .replace("a valid integer", "an integer")
         .replace("valid ", "")
     )
-
-
-def _dotted(location: Location) -> str:
-    return ".".join(str(part) for part in location) or "the file"

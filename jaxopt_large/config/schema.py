@@ -6,9 +6,10 @@ import math
 import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from ..rules import adagrad, adam, gradient_descent, lion, rmsprop, sgd
+from ._inputs import FLOAT32, Count, Data, Group, Model, Natural, Number, Rate, Seed, misfits
 
 RULES = {
     "gradient_descent": gradient_descent.gradient_descent,
@@ -21,108 +22,10 @@ RULES = {
 }
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0)]
-
-
-# --- data ---------------------------------------------------------------------------------------------
-
-
-class StdlibData(_Group):
-    """The source of Python's standard library, as bytes."""
-
-    kind: Literal["stdlib"]
-    context: Count = 128
-    validation_windows: Count = 256
-
-
-class TextData(_Group):
-    """A folder of text files, as bytes."""
-
-    kind: Literal["text"]
-    path: str
-    context: Count = 128
-    validation_windows: Count = 256
-
-
-class DigitsData(_Group):
-    """scikit-learn's handwritten digits."""
-
-    kind: Literal["digits"]
-
-
-Data = Annotated[StdlibData | TextData | DigitsData, Field(discriminator="kind")]
-
-
-# --- model --------------------------------------------------------------------------------------------
-
-
-class TransformerModel(_Group):
-    """A decoder-only language model."""
-
-    kind: Literal["transformer"]
-    vocabulary: Count = 256
-    layers: Count
-    width: Count
-    heads: Count
-    mlp_width: Count | None = None
-    tied: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "TransformerModel":
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} is not divisible by twice the {self.heads} heads")
-        return self
-
-
-class MlpModel(_Group):
-    """A perceptron that classifies."""
-
-    kind: Literal["mlp"]
-    inputs: Count = 64
-    hidden: list[Count] = [128]
-    classes: Count = 10
-
-
-class BertModel(_Group):
-    """BERT's parameters, for planning."""
-
-    kind: Literal["bert"]
-    vocabulary: Count
-    layers: Count
-    width: Count
-    mlp_width: Count
-    positions: Count
-    types: Count = 2
-
-
-class T5Model(_Group):
-    """T5's parameters, for planning."""
-
-    kind: Literal["t5"]
-    vocabulary: Count
-    layers: Count
-    width: Count
-    heads: Count
-    head_width: Count
-    mlp_width: Count
-    buckets: Count = 32
-
-
-Model = Annotated[TransformerModel | MlpModel | BertModel | T5Model, Field(discriminator="kind")]
-
-
 # --- optimizer ----------------------------------------------------------------------------------------
 
 
-class WarmupCosine(_Group):
+class WarmupCosine(Group):
     """Linear up, a half cosine down."""
 
     schedule: Literal["warmup_cosine"]
@@ -131,7 +34,7 @@ class WarmupCosine(_Group):
     end: Rate = 0.0
 
 
-class WarmupStableDecay(_Group):
+class WarmupStableDecay(Group):
     """Linear up, constant, linear down."""
 
     schedule: Literal["warmup_stable_decay"]
@@ -141,7 +44,7 @@ class WarmupStableDecay(_Group):
     end: Rate = 0.0
 
 
-class InverseSqrt(_Group):
+class InverseSqrt(Group):
     """Linear up, then down like one over the root of the step."""
 
     schedule: Literal["inverse_sqrt"]
@@ -153,7 +56,7 @@ Schedule = Annotated[WarmupCosine | WarmupStableDecay | InverseSqrt, Field(discr
 
 
 def _kind_of_rate(value: Any) -> str:
-    return "scheduled" if isinstance(value, dict | _Group) else "number"
+    return "scheduled" if isinstance(value, dict | Group) else "number"
 
 
 _NUMBER_OR_SCHEDULE = Annotated[
@@ -170,19 +73,19 @@ def _field(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
         return (str | None, None)
     if isinstance(default, bool):
         return (bool, default)
-    return (float | None if default is None else float, default)
+    return (Number | None if default is None else Number, default)
 
 
-def _rule_model(name: str) -> type[_Group]:
+def _rule_model(name: str) -> type[Group]:
     """The schema of a rule, read off its signature: a new rule needs no schema of its own."""
     arguments = inspect.signature(RULES[name]).parameters
     fields: dict[str, Any] = {key: _field(key, parameter) for key, parameter in arguments.items()}
     literal: Any = Literal
     tag = literal[name]
-    return create_model(name, __base__=_Group, rule=(tag, ...), **fields)
+    return create_model(name, __base__=Group, rule=(tag, ...), **fields)
 
 
-class Frozen(_Group):
+class Frozen(Group):
     """Parameters that stay as they are."""
 
     rule: Literal["freeze"]
@@ -194,26 +97,26 @@ _ANY_RULE: Any = functools.reduce(operator.or_, [*map(_rule_model, RULES), Froze
 FormatName = Literal["float32", "bfloat16", "float8", "int8", "int4"]
 
 
-class Storage(_Group):
+class Storage(Group):
     """Formats of the state's fields, for all parameters or by glob, and of parameters in bfloat16."""
 
-    fields: dict[str, FormatName | dict[str, FormatName]] = {}
+    fields: dict[str, FormatName | dict[str, FormatName]] = Field(default_factory=dict)
     params: Literal["rounded", "split"] | None = None
 
 
-class Optimizer(_Group):
+class Optimizer(Group):
     """Rules by path, how their state is kept, and the guards around them."""
 
     groups: dict[str, Annotated[_ANY_RULE, Field(discriminator="rule")]] = Field(min_length=1)
     storage: Storage | None = None
-    clip: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None
     skip_nonfinite: bool = True
 
 
 # --- placement and run --------------------------------------------------------------------------------
 
 
-class Placement(_Group):
+class Placement(Group):
     """Devices, and what is divided over them."""
 
     parallel: Literal["jit", "pmap"] = "jit"
@@ -222,7 +125,7 @@ class Placement(_Group):
     zero: str | None = None
     layers: str | None = None  # glob of parameters stacked along a first axis of layers
     offload: str | None = None  # glob over state paths: what is kept in the host's memory
-    params: dict[str, list[str | None]] = {}
+    params: dict[str, list[str | None]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _axes_exist(self) -> "Placement":
@@ -232,6 +135,10 @@ class Placement(_Group):
         for what, axis in named:
             if axis is not None and axis not in self.mesh:
                 raise ValueError(f"{what}: the mesh has no axis {axis!r}; its axes are {axes}")
+        for glob, spec in self.params.items():
+            given = [axis for axis in spec if axis is not None]
+            if len(set(given)) < len(given):
+                raise ValueError(f"params {glob!r}: an axis can divide one dimension, {given} has one twice")
         if self.parallel == "pmap":
             if list(self.mesh) != [self.data_axis]:
                 raise ValueError(
@@ -249,7 +156,7 @@ class Placement(_Group):
         return math.prod(self.mesh.values())
 
 
-class Train(_Group):
+class Train(Group):
     """The loop."""
 
     steps: Count
@@ -261,12 +168,16 @@ class Train(_Group):
     keep: Count = 2
 
 
-class Config(_Group):
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads it without quotes
+
+
+class Config(Group):
     """A run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Natural = 0
-    distributed: Literal["off", "auto"] = "off"
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of a folder
+    seed: Seed = 0
+    distributed: Annotated[Literal["off", "auto"], BeforeValidator(_off)] = "off"
     data: Data
     model: Model
     optimizer: Optimizer
@@ -282,7 +193,7 @@ class Config(_Group):
                 f"train.batch: {self.train.batch} is not divisible by {parts} "
                 f"({size} devices along {self.placement.data_axis!r} x {self.train.accumulate} accumulated)"
             )
-        kinds = (self.data.kind == "digits", self.model.kind == "mlp")
-        if self.model.kind in ("transformer", "mlp") and kinds[0] != kinds[1]:
-            raise ValueError(f"model.kind: {self.model.kind} does not fit the data, {self.data.kind}")
+        misfit = misfits(self.data, self.model)
+        if misfit:
+            raise ValueError(misfit)
         return self

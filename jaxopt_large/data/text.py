@@ -1,6 +1,8 @@
 """Text as bytes: Python's own standard library, or any folder of text files."""
 
+import contextlib
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
@@ -65,8 +67,10 @@ def folder_text(
       FileNotFoundError: there is no such folder.
       DataError: it holds no text, or too little for one example in each part.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
+    root = Path(path)
+    with contextlib.suppress(RuntimeError):  # there is no such user
+        root = root.expanduser()
+    if not os.path.isdir(root):
         raise FileNotFoundError(
             message(
                 "data",
@@ -128,6 +132,7 @@ def _part(relative: str, seed: int) -> str:
 
 
 def _spread(content: np.ndarray, context: int, windows: int) -> np.ndarray:
-    """`windows` windows at even distances; they overlap where the text is short."""
+    """`windows` windows at even distances, or all there are; they overlap where the text is short."""
+    windows = min(windows, len(content) - context)  # no more than there are
     starts = np.linspace(0, len(content) - context - 1, windows).astype(np.int64)
     return np.stack([content[s : s + context + 1] for s in starts]).astype(np.int32)

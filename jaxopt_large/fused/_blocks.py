@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from . import _triton
 from ._pass import Pass
-from ._tiles import Tile, block_of, index_of, inner_axis, tile_for
+from ._tiles import Tile, block_of, index_of, inner_axis, run_of, tile_for
 
 _LANES, _SUBLANES = 128, 8  # of a TPU's tile of 32-bit numbers
 
@@ -57,6 +58,11 @@ class Blocks:
     pass_: Pass
     tile: Tile
 
+    @property
+    def run(self) -> Tile:
+        """What one round of a kernel's loop over a tile takes."""
+        return run_of(self.tile)
+
     @functools.cached_property
     def inner(self) -> int | None:
         return inner_axis(self.pass_)
@@ -87,19 +93,42 @@ class Blocks:
 
         return pl.BlockSpec(tuple(block), index_map)
 
-    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
-        return ref[self._row(v, index)]
+    def load(self, ref: Any, v: Any, index: list[Any], *run: Any) -> Any:
+        """A block, or the run of it with this row and column among all."""
+        x = ref[self._within(v, index, *run)]
+        if not run or self.pass_.kinds[v] is None:
+            return x
+        mine = self._mine(v, x.shape, run)
+        return jnp.sum(
+            jnp.where(mine, x, 0), axis=self._blocks_axis(v), keepdims=True
+        )  # exact: one and zeros
 
-    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
-        ref[self._row(v, index)] = x
+    def store(self, ref: Any, v: Any, index: list[Any], x: Any, *run: Any) -> None:
+        place = self._within(v, index, *run)
+        if run and self.pass_.kinds[v] is not None:
+            old = ref[place]
+            x = jnp.where(self._mine(v, old.shape, run), x, old)
+        ref[place] = x
 
-    def _row(self, v: Any, index: list[Any]) -> Any:
-        """All of a block, or what belongs to one index of the inner axis."""
-        order = self.pass_.kinds[v]
-        if order is None or self.inner is None:
-            return ...
-        left = [axis for axis in order if axis == self.inner or axis >= len(order) - 2]
-        return tuple(index[axis] if axis == self.inner else slice(None) for axis in left)
+    def _mine(self, v: Any, shape: tuple[int, ...], run: Any) -> Any:
+        """Which scales of a block are a run's: chips find no single one by an address."""
+        return jax.lax.broadcasted_iota(jnp.int32, shape, self._blocks_axis(v)) == run[1]
+
+    def _blocks_axis(self, v: Any) -> int:
+        """Of the last two axes, in the order of scales, the one along which a row's blocks are."""
+        order, rank = self.pass_.kinds[v] or (), len(self.pass_.shape)
+        return int(order.index(rank - 1) > order.index(rank - 2))
+
+    def _within(self, v: Any, index: list[Any], *run: Any) -> Any:
+        """What of a block is a run's, and of scales what belongs to one index of the inner axis."""
+        order, rank = self.pass_.kinds[v], len(self.pass_.shape)
+        parts: list[Any] = [None] * (rank - 2) + [slice(None)] * 2
+        for n, size in enumerate(self.run if order is None else self.run[:1]):
+            if run and size != self.tile[n]:
+                parts[n - 2] = pl.ds(pl.multiple_of(run[n] * size, size), size)
+        if order is not None and self.inner is not None:
+            parts[self.inner] = index[self.inner]
+        return tuple(parts[axis] for axis in order or range(rank) if parts[axis] is not None)
 
 
 class _Free(Blocks):
@@ -107,25 +136,23 @@ class _Free(Blocks):
 
     inner = None
 
+    @property
+    def run(self) -> Tile:
+        return self.tile
+
 
 class _Masked(_Free):
-    """Tiles that are read and written by address: Triton leaves out what lies beyond an array when told."""
+    """Tiles that are read and written by address, with a mask for what lies beyond an array."""
 
     def spec(self, v: Any) -> pl.BlockSpec:
         shape = self.pass_.types[v].shape
         return pl.BlockSpec(shape, lambda *index: (0,) * len(shape))
 
-    def load(self, ref: Any, v: Any, index: list[Any]) -> Any:
-        from jax.experimental.pallas import triton
+    def load(self, ref: Any, v: Any, index: list[Any], *run: Any) -> Any:
+        return _triton.load(ref, *self._at(v, index))
 
-        where, mask = self._at(v, index)
-        return triton.load(ref.at[where], mask=mask, other=jnp.zeros((), ref.dtype))
-
-    def store(self, ref: Any, v: Any, index: list[Any], x: Any) -> None:
-        from jax.experimental.pallas import triton
-
-        where, mask = self._at(v, index)
-        triton.store(ref.at[where], x, mask=mask)
+    def store(self, ref: Any, v: Any, index: list[Any], x: Any, *run: Any) -> None:
+        _triton.store(ref, *self._at(v, index), x)
 
     def _at(self, v: Any, index: list[Any]) -> tuple[tuple[Any, ...], Any]:
         order, rank, shape = self.pass_.kinds[v], len(self.pass_.shape), self.pass_.types[v].shape

@@ -50,24 +50,35 @@ def way(pass_: Pass, platform: str, where: Placed | str | None) -> Way:
 
 
 def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..., Any]:
-    """(arrays, scalars, began) -> results, began: as `_loop.loop` has it, None before the first loop."""
+    """(arrays, scalars, began) -> results, began, for leaves with equal passes: as `_loop.loop` has it, but
+    began is None before the first loop.
+    """
     where = where_of(pass_, alone=kernels in _kernel.TARGETS) if pass_.has_blocks else None
 
-    def whole(arrays: list[Any], scalars: list[Any], began: Any) -> tuple[list[Any], Any]:
-        return pass_.whole(arrays, scalars), began
+    def each(one: Callable[..., list[Any]]) -> Callable[..., Any]:
+        """One leaf after another."""
+        one = jax.jit(one)  # traced once for all
 
-    def loop(arrays: list[Any], scalars: list[Any], began: Any) -> tuple[list[Any], Any]:
-        return _loop.loop(pass_, aliased, arrays, scalars, began)
-
-    def kernel(target: str) -> Callable[..., Any]:
-        def call(arrays: list[Any], scalars: list[Any], began: Any) -> tuple[list[Any], Any]:
-            if isinstance(where, Placed):
-                return _mapped(pass_, where, aliased, arrays, scalars, target), began
-            return _kernel.kernel(pass_, aliased, arrays, scalars, target), began
+        def call(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
+            numbers = [[x[k] if x.ndim else x for x in scalars] for k in range(len(arrays))]
+            return [one(xs, own) for xs, own in zip(arrays, numbers, strict=True)], began
 
         return call
 
-    def leaf(arrays: list[Any], scalars: list[Any], began: Any) -> tuple[list[Any], Any]:
+    def kernel(target: str) -> Callable[..., Any]:
+        def one(arrays: list[Any], scalars: list[Any]) -> list[Any]:
+            if isinstance(where, Placed):
+                return _mapped(pass_, where, aliased, arrays, scalars, target)
+            return _kernel.kernel(pass_, aliased, arrays, scalars, target)
+
+        return each(one)
+
+    whole = each(pass_.whole)
+
+    def loop(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
+        return _loop.loop(pass_, aliased, arrays, scalars, began)
+
+    def leaf(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
         if kernels in _kernel.TARGETS and pass_.has_blocks and not isinstance(where, str):
             local = pass_ if where is None else where.local(pass_)
             return (whole if _kernel.why_not(local, kernels) else kernel(kernels))(arrays, scalars, began)
@@ -79,7 +90,9 @@ def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..
             if way(pass_, target, where).name == "kernel"
         }
         if way(pass_, "cpu", where).name == "loop":
-            began = _loop.zero_of(arrays, scalars) if began is None else began
+            began = (
+                _loop.zero_of(arrays[0], [x[0] if x.ndim else x for x in scalars]) if began is None else began
+            )
             ways["cpu"] = loop
         if not ways:
             return whole(arrays, scalars, began)

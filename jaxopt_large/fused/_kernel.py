@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,11 @@ from jax.experimental import pallas as pl
 
 from .._encoded import BLOCK
 from ..storage._marks import Mark
+from . import _triton
 from ._blocks import blocks_of
 from ._lowerable import PRIMITIVES, evaluated, primitives_of
 from ._pass import Order, Pass
-from ._tiles import TPU_LIMIT, NoTileError, Tile, tile_for
+from ._tiles import TPU_LIMIT, NoTileError, Tile, runs_at_once, tile_for
 
 TARGETS = ("tpu", "gpu", "interpret")
 
@@ -54,8 +55,8 @@ class _Place:
         starts = operands[mark.arrays + 1 :]
         *places, column = (sum(n) for n in zip(starts, self.starts, self.bases, strict=True))
         row = sum(p * math.prod(mark.whole[n + 1 : -1]) for n, p in enumerate(places))
-        whole = (math.prod(mark.whole[:-1]), mark.whole[-1])
-        return mark.write(operands, (row, column), _flat(mark.order), whole)
+        # of two axes the lengths do not matter: codecs are shared by all arrays
+        return mark.write(operands, (row, column), _flat(mark.order), (1, 1))
 
 
 def _flat(order: Order) -> Order:
@@ -68,11 +69,13 @@ def _flat(order: Order) -> Order:
 
 def why_not(pass_: Pass, target: str) -> str | None:
     """Why no kernel can run a pass; None: one can."""
+    if target == "gpu" and (reason := _triton.why_not(pass_)):
+        return reason
     try:
         tile = tile_for(pass_, target)
     except NoTileError as error:
         return str(error)
-    unknown = sorted(primitives_of(_traced(pass_, tile)) - PRIMITIVES)
+    unknown = sorted(primitives_of(_traced(pass_, blocks_of(pass_, tile, target).run)) - PRIMITIVES)
     return f"its equations have {', '.join(unknown)}" if unknown else None
 
 
@@ -121,9 +124,9 @@ def kernel(
       NoTileError: `why_not` would have said so.
     """
     tile = tile_for(pass_, target)
-    closed = _traced(pass_, tile)
-    wanted = list(pass_.results.values())
     edges = blocks_of(pass_, tile, target)
+    closed = _traced(pass_, edges.run)
+    wanted = list(pass_.results.values())
     rank = len(pass_.shape)
     floats = [n for n, x in enumerate(scalars) if jnp.issubdtype(x.dtype, jnp.floating)]
     integers = [n for n in range(len(scalars)) if n not in floats]
@@ -131,7 +134,6 @@ def kernel(
     def body(float_ref: Any, integer_ref: Any, *refs: Any) -> None:
         sources, targets = refs[: len(arrays)], refs[len(arrays) :]
         index = [pl.program_id(edges.axes.index(axis)) for axis in range(rank)]
-        starts = [*index[:-2], index[-2] * tile.rows, index[-1] * tile.columns]
         bases = [integer_ref[n] for n in range(rank)]
         numbers: list[Any] = [None] * len(scalars)
         for place, n in enumerate(floats):
@@ -139,10 +141,17 @@ def kernel(
         for place, n in enumerate(integers):
             word, dtype = integer_ref[rank + place], scalars[n].dtype
             numbers[n] = word != 0 if dtype == jnp.bool_ else word.astype(dtype)
-        loaded = [edges.load(ref, v, index) for ref, v in zip(sources, pass_.inputs, strict=True)]
-        made = evaluated(closed, [*starts, *bases, *loaded, *numbers])
-        for ref, v, x in zip(targets, wanted, made, strict=True):
-            edges.store(ref, v, index, x)
+
+        def one(*where: Any) -> None:
+            """The step on a run of the tile, or on all of it."""
+            row, column = (n * size for n, size in zip(where or (0, 0), edges.run, strict=True))
+            starts = [*index[:-2], index[-2] * tile.rows + row, index[-1] * tile.columns + column]
+            loaded = [edges.load(ref, v, index, *where) for ref, v in zip(sources, pass_.inputs, strict=True)]
+            made = evaluated(closed, [*starts, *bases, *loaded, *numbers])
+            for ref, v, x in zip(targets, wanted, made, strict=True):
+                edges.store(ref, v, index, x, *where)
+
+        _looped(one, tile, edges.run)
 
     offsets = [jnp.zeros((), jnp.int32)] * rank if offsets is None else offsets
     vectors = [
@@ -163,6 +172,19 @@ def kernel(
     return list(call(*vectors, *arrays))
 
 
+def _looped(one: Callable[..., None], tile: Tile, run: Tile) -> None:
+    """Calls a function for each run of a tile, with its row and column among them."""
+    if run == tile:
+        return one()
+    down, across = (n // size for n, size in zip(tile, run, strict=True))
+    together = math.gcd(down * across, runs_at_once(run))
+
+    @pl.loop(0, down * across // together)
+    def _(n: Any) -> None:
+        for k in range(together):
+            one(*(f(n * together + k, jnp.int32(across)) for f in (jax.lax.div, jax.lax.rem)))
+
+
 def _vector_spec(x: Any, target: str) -> pl.BlockSpec:
     if target == "tpu":
         from jax.experimental.pallas import tpu as pltpu
@@ -173,9 +195,7 @@ def _vector_spec(x: Any, target: str) -> pl.BlockSpec:
 
 def _options(target: str) -> dict[str, Any]:
     if target == "gpu":
-        from jax.experimental.pallas import triton
-
-        return {"compiler_params": triton.CompilerParams(num_warps=4)}
+        return _triton.options()
     if target == "tpu":
         from jax.experimental.pallas import tpu as pltpu
 

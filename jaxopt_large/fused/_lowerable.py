@@ -1,4 +1,4 @@
-"""Equations as kernel compilers take them: what Mosaic or Triton lack, made of what they have."""
+"""Equations as kernel compilers take them: what one of them lacks, made of what all have."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from .._compat import bind
 
 _NARROW = (jnp.int8, jnp.uint8, jnp.int4, jnp.uint4, jnp.uint16, jnp.int16)
+_HALVES = (jnp.bfloat16, jnp.float16)
+_Rule = Callable[[Any, list[Any]], list[Any]]
 
 _NAMES = """
     abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp concatenate convert_element_type copy
@@ -41,6 +43,21 @@ def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
 
 def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
     return bind(eqn, operands, elsewhere=True)
+
+
+def _in_float32(rule: _Rule) -> _Rule:
+    """Of 16-bit floats in 32 bits, then rounded: chips have no division or roots of them.
+
+    So does XLA, except that within exp2 and logistic it may round more often.
+    """
+
+    def wider(eqn: Any, operands: list[Any]) -> list[Any]:
+        dtype = eqn.outvars[0].aval.dtype
+        if dtype not in _HALVES:
+            return rule(eqn, operands)
+        return [x.astype(dtype) for x in rule(eqn, [x.astype(jnp.float32) for x in operands])]
+
+    return wider
 
 
 def primitives_of(closed: Any) -> set[str]:
@@ -113,9 +130,13 @@ def _power(eqn: Any, operands: list[Any]) -> list[Any]:
     return [{1: x, 2: square, 3: square * x, 4: square * square}[n]]
 
 
-_RULES: dict[str, Callable[[Any, list[Any]], list[Any]]] = {
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(
+        ["ceil", "div", "exp", "exp2", "floor", "log", "logistic", "rsqrt", "sqrt", "tanh"],
+        _in_float32(_bind),
+    ),
+    "round": _in_float32(_round),
     "convert_element_type": _convert,
-    "round": _round,
     "is_finite": _is_finite,
     "reduce_precision": _reduce_precision,
     "clamp": _clamp,

@@ -5,6 +5,8 @@ What else they need (norms, counters, schedules, matrix products) is a cut: comp
 """
 
 import dataclasses
+import itertools
+from collections.abc import Container, Iterable
 from typing import Any
 
 import jax
@@ -75,11 +77,13 @@ class _Walk:
             return self._of_codec(mark, eqn, atom, order)
         name = eqn.of.primitive.name
         if name in PASSED_ON and len(eqn.inputs) == len(eqn.outputs):
-            return [(eqn.inputs[eqn.outputs.index(atom)], order)]
-        shapes = [self._shape_of(a) for a in eqn.inputs]
+            return [(eqn.inputs[self._slices.place_of(atom)], order)]
         if name == "broadcast_in_dim":
-            return [(eqn.inputs[0], "scalar")] if shapes == [()] else None
-        if name not in _BY_ELEMENT or any(s not in ((), self._expected(order)) for s in shapes):
+            return [(eqn.inputs[0], "scalar")] if [self._shape_of(a) for a in eqn.inputs] == [()] else None
+        if name not in _BY_ELEMENT:
+            return None  # before it looks at what may be all leaves' arrays
+        shapes = [self._shape_of(a) for a in eqn.inputs]
+        if any(s not in ((), self._expected(order)) for s in shapes):
             return None
         if any(self._slices.types[v].shape != self._expected(order) for v in eqn.outputs):
             return None
@@ -163,7 +167,7 @@ def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
         {k: slices.outputs[k] for k in walks},
         kinds,
         slices.types,
-        frozenset(inputs.difference(slices.inputs)),
+        frozenset(v for v in inputs if not slices.is_input(v)),
     )
 
 
@@ -189,23 +193,19 @@ def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list
         if eqn.of.primitive.name not in PASSED_ON | {"convert_element_type"}
         for v in eqn.outputs
     }
-    near = _nearest(slices, made_in)
-
-    def touched(atoms: Any) -> set[Variable]:
-        return set().union(*(near.get(v, ()) for v in variables(atoms)))
-
-    before = [touched((*p.inputs, *p.scalars)) for p in passes]
-    needs = [found & decoded for found in before]
-    outside = touched(roots) & decoded
-    wanted = sorted(outside.union(*needs))
+    near = _Nearest(slices, made_in, decoded)
+    atoms = [variables((*p.inputs, *p.scalars)) for p in passes]
+    wanted: dict[int, list[Variable]] = {}
+    for v in sorted(near.of([*variables(roots), *itertools.chain(*atoms)]) & decoded):
+        wanted.setdefault(made_in[v], []).append(v)
     first, then = [], []
     for n, p in enumerate(passes):
-        own = {-1 - v: v for v in wanted if made_in[v] == n and v not in p.results.values()}
-        if needs[n]:
+        if any(near.is_decoded(v) for v in atoms[n]):
             then.append(dataclasses.replace(p, repeats=True))
         else:
-            results = {**p.results, **own}
-            first.append(dataclasses.replace(p, results=results, repeats=bool(before[n])))
+            own = {-1 - v: v for v in wanted.get(n, ()) if v not in p.results.values()}
+            results, repeats = {**p.results, **own}, any(v in near for v in atoms[n])
+            first.append(dataclasses.replace(p, results=results, repeats=repeats))
     return first + then
 
 
@@ -219,15 +219,45 @@ def _decoded(slices: Slices) -> set[Variable]:
     return found
 
 
-def _nearest(slices: Slices, made_in: dict[Variable, int]) -> dict[Variable, frozenset[Variable]]:
-    """For each variable, the nearest ones of passes that it depends on, or itself."""
-    near: dict[Variable, frozenset[Variable]] = {}
-    for eqn in slices.equations:
-        found = frozenset().union(*(near.get(v, frozenset()) for v in variables(eqn.inputs)))
-        for v in eqn.outputs:
-            if v in made_in or found:
-                near[v] = frozenset((v,)) if v in made_in else found
-    return near
+class _Nearest:
+    """The nearest variables of passes that others depend on.
+
+    Norms depend on all passes, and much on norms: sets of what each depends on would take the square of the
+    number of leaves. Here a set is a tree of what its equation's inputs have.
+    """
+
+    def __init__(self, slices: Slices, made_in: Container[Variable], decoded: Container[Variable]):
+        self._made_in = made_in
+        self._from: dict[Variable, tuple[Variable, ...]] = {}  # what is no pass's -> what it is made of
+        self._decoded: set[Variable] = set()  # depend on something of a pass that was decoded
+        for eqn in slices.equations:
+            found = tuple(v for v in dict.fromkeys(variables(eqn.inputs)) if v in self)
+            depends = any(map(self.is_decoded, found))
+            for v in eqn.outputs:
+                mine = v in made_in
+                if (mine and v in decoded) or (depends and not mine):
+                    self._decoded.add(v)
+                if found and not mine:
+                    self._from[v] = found
+                    found = (v,)  # the others of an equation have what its first has
+
+    def __contains__(self, v: Variable) -> bool:
+        """Does it depend on a pass?"""
+        return v in self._from or v in self._made_in
+
+    def is_decoded(self, v: Variable) -> bool:
+        """Is one of the nearest decoded?"""
+        return v in self._decoded
+
+    def of(self, wanted: Iterable[Variable]) -> set[Variable]:
+        """The nearest of many."""
+        pending, seen = list(wanted), set()
+        while pending:
+            v = pending.pop()
+            if v not in seen:
+                seen.add(v)
+                pending.extend(self._from.get(v, ()))
+        return {v for v in seen if v in self._made_in}
 
 
 def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:

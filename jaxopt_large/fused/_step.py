@@ -11,7 +11,9 @@ from jax.extend.core import jaxpr_as_fun
 from .._axes import surrounded_by
 from .._encoded import is_encoded
 from .._slices import Slices, has_effects
+from .._states import explained
 from .._types import AnyRule, Params, State, Updates
+from ..storage._words import is_narrow
 from ._dispatch import run
 from ._pass import Pass
 from ._split import keep, results_of, split, with_handed_on
@@ -22,7 +24,8 @@ def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params,
     rule = optax.with_extra_args_support(rule)
 
     def step(grads: Updates, state: State, params: Params) -> tuple[Params, State]:
-        updates, new = rule.update(grads, state, params, **extra)
+        with explained("apply", rule.init, state, grads, params):
+            updates, new = rule.update(grads, state, params, **extra)
         with jax.numpy_dtype_promotion("standard"):
             return optax.apply_updates(params, updates), new
 
@@ -31,6 +34,7 @@ def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params,
 
 _outside_jit: dict[Any, Callable[..., Any]] = {}  # what passes share from one call to the next
 _MOST_SHARED = 1000  # functions kept
+_MOST_TOGETHER = 16  # leaves in one loop, which asks for each of them in every round
 _SHORT = 12  # equations per parameter: more than rules that share a function per shape have (5), fewer than
 # those of optax that do not (Lion 13, Adam 18), which passes make shorter
 
@@ -105,6 +109,22 @@ class Step:
             found.append(numbers.get(place) if fits else None)
         return tuple(found)
 
+    def _groups(self) -> list[list[Pass]]:
+        """Passes, those together that one function can run on all their leaves at once.
+
+        Alone stay those that wait for others, those that XLA fuses by itself, and those of narrow floats:
+        on CPU a loop needs copies of them, and several leaves' would be there at once.
+        """
+        groups: dict[Any, list[Pass]] = {}
+        for n, p in enumerate(self.passes):
+            narrow = any(is_narrow(p.types[v].dtype) for v in p.inputs)
+            alone = p.cuts or p.repeats or not p.has_blocks or narrow
+            key = n if alone else (p.key, self.aliased(p))
+            if len(groups.setdefault(key, [])) == _MOST_TOGETHER:
+                groups[key, n] = groups.pop(key)
+            groups.setdefault(key, []).append(p)
+        return list(groups.values())
+
     def run(self, args: Any, kernels: str) -> tuple[Params, State]:
         leaves = jax.tree.leaves(args)
         traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
@@ -117,16 +137,19 @@ class Step:
         began = None
         if len(_outside_jit) > _MOST_SHARED:
             _outside_jit.clear()
-        for p in self.passes:
-            aliased = self.aliased(p)
-            key = (p.key, aliased, kernels, jax.sharding.get_abstract_mesh())
+        for group in self._groups():
+            first = group[0]
+            aliased = self.aliased(first)
+            key = (first.key, aliased, kernels, jax.sharding.get_abstract_mesh())
             if key not in shared:
-                shared[key] = jax.jit(run(p, aliased, kernels))
-            arrays, scalars = self.slices.computed(p.inputs), self.slices.computed(p.scalars)
+                shared[key] = jax.jit(run(first, aliased, kernels))
+            arrays = [self.slices.computed(p.inputs) for p in group]
+            scalars = self.slices.side_by_side(zip(*(p.scalars for p in group), strict=True))
             made, began = shared[key](arrays, scalars, began)
-            results |= zip(p.results, made, strict=True)
-            for k, x in zip(p.results, made, strict=True):
-                self.slices.know(p.results[k], x)
+            for p, xs in zip(group, made, strict=True):
+                results |= zip(p.results, xs, strict=True)
+                for k, x in zip(p.results, xs, strict=True):
+                    self.slices.know(p.results[k], x)
         numbers = range(len(self.slices.outputs))
         rest = [k for k in numbers if k not in results]
         results |= zip(rest, self.slices.results(rest), strict=True)

@@ -9,17 +9,17 @@ from .._encoded import BLOCK, blocks_of
 from ._pass import Order, Pass
 
 TPU_LIMIT = 32 * 2**20  # bytes of fast memory that a kernel may take; v5e and v6e have 128 MiB, v5p 95
-_TPU_BUDGET = 12 * 2**20  # of these, what is counted here: compilers keep more alive than that
-_GPU_ELEMENTS = 2**14  # of a tile: its values stay in registers
-_TEMPORARIES = 6  # float32 arrays of a tile's shape alive at once, about
+_TPU_BUDGET = 20 * 2**20  # of these, for tiles; what is made of a run needs little besides
+_MOST_ROWS = 512  # of a tile: more would only make the first wait for its arrays longer
+_GPU_ELEMENTS = 2**11  # of a tile, 16 of each array to a thread: with more, values do not stay in registers
 
 
 class Tile(NamedTuple):
     """The last two axes of a tile; all others are taken one by one.
 
     Attributes:
-      rows: along the last axis but one.
-      columns: along the last, whole blocks; it may be more than the array has.
+      rows: along the last axis but one; it may be more than the array has.
+      columns: along the last, whole blocks; likewise.
     """
 
     rows: int
@@ -58,23 +58,41 @@ def tile_for(pass_: Pass, target: str) -> Tile:
     by_block = any(order.index(leading) > order.index(leading + 1) for order in orders)
     by_row = any(order.index(leading) < order.index(leading + 1) for order in orders)
     row_unit, column_unit = (BLOCK if by_block else 32), (BLOCK * BLOCK if by_row else 8 * BLOCK)
-    found = Tile(min(rows, row_unit) if rows <= row_unit else row_unit, min(columns, column_unit))
-    size = _bytes(pass_, found)
+    least = Tile(min(rows, row_unit), min(columns, column_unit))
+    size = _bytes(pass_, least)
     if size > _TPU_BUDGET:
-        raise NoTileError(f"a tile of {found.rows} x {found.columns} takes {size} bytes")
-    while (
-        found.rows < rows
-        and found.rows < 512
-        and _bytes(pass_, found._replace(rows=2 * found.rows)) <= _TPU_BUDGET
-    ):
-        found = found._replace(rows=2 * found.rows)
-    return found._replace(rows=min(rows, found.rows))
+        raise NoTileError(f"a tile of {least.rows} x {least.columns} takes {size} bytes")
+    wide = least._replace(columns=min(columns, _evenly(columns, column_unit, _TPU_BUDGET // size)))
+    if rows <= row_unit or by_row or inner_axis(pass_) is not None:  # which find no part of a block's lanes
+        return wide
+    most = min(_MOST_ROWS // row_unit, _TPU_BUDGET // _bytes(pass_, wide))
+    return wide._replace(rows=_evenly(rows, row_unit, most))
+
+
+def _evenly(length: int, unit: int, most: int) -> int:
+    """The length of parts of equal size, in units, of which up to `most` fit in one."""
+    units = -(-length // unit)
+    return -(-units // -(-units // most)) * unit
+
+
+def run_of(tile: Tile) -> Tile:
+    """The part of a tile that a kernel's code is written for; it loops over them.
+
+    Mosaic unrolls what is done to an array, register by register: with whole tiles one kernel takes seconds
+    to compile. A run is one block wide: blocks side by side would need an axis of their own.
+    """
+    return Tile(min(tile.rows, BLOCK), BLOCK)
+
+
+def runs_at_once(run: Tile) -> int:
+    """How many short runs the code has side by side, so that one computes while another waits."""
+    return max(1, min(8, BLOCK // max(8, run.rows)))
 
 
 def _bytes(pass_: Pass, tile: Tile) -> int:
-    """What a tile takes in fast memory: each array twice, as the next is on its way, and temporaries."""
+    """What a tile takes in fast memory: each array twice, as the next is on its way."""
     arrays = [pass_.types[v] for v in (*pass_.inputs, *pass_.results.values()) if pass_.kinds[v] is None]
-    each = 2 * sum(kind.dtype.itemsize for kind in arrays) + 4 * _TEMPORARIES
+    each = 2 * sum(kind.dtype.itemsize for kind in arrays)
     return tile.rows * tile.columns * each
 
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from .._errors import message
 from .._paths import leaf_paths
@@ -89,10 +90,10 @@ def explain_apply(
             message("explain_apply", f"platform is unknown, got {platform!r}", allowed=f"one of {PLATFORMS}")
         )
     state, _ = evaluated(rule, params)
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     step = Step.taken(step_of(rule, extra), (shapes, state, shapes))
     owners = {} if step is None else {k: p for p in step.passes for k in p.results}
-    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+    leaves = zip(leaf_paths(params), jax.tree.leaves(shapes), strict=True)
     return ApplyExplanation(
         _row(path, leaf, owners[i], platform, alone) if i in owners else _not_counted(path, leaf, step)
         for i, (path, leaf) in enumerate(leaves)

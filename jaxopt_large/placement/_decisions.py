@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._errors import Problems, message
 from .._numerics import accumulation_dtype
 from .._paths import check_glob, leaf_paths, matches
 from .._types import Params, Rule, State
 from ._cuts import Cut, choose_cut, cut_spec, entry, normal_spec, respelled, shards_of
-from ._known import known_sharding
+from ._known import known_shardings_of
 from ._layout import Layout, sharding_of, spec_of
 from ._specs import Followed, infer_specs
 
@@ -65,9 +65,9 @@ def axes_left(axes: tuple[str, ...], spec: PartitionSpec, rank: int) -> tuple[st
 
 
 def plan_layout(
-    rule: Rule, params: Params, mesh: Any, axes: tuple[str, ...], options: Options
-) -> tuple[Layout, State]:
-    """The layout for `params`, and the inner state's shapes."""
+    rule: Rule, abstract: State, params: Params, mesh: Any, axes: tuple[str, ...], options: Options
+) -> Layout:
+    """The layout for `params` and the inner state, of which only the shapes are known."""
     leaves = jax.tree.leaves(params)
     problems = Problems("zero")
     check_glob(problems, "layers", options.layers, leaf_paths(params), "parameter")
@@ -77,14 +77,14 @@ def plan_layout(
         decide(path, x, spec, mesh, axes, options)
         for path, x, spec in zip(leaf_paths(params), leaves, specs, strict=True)
     ]
-    abstract, followed = infer_specs(
-        "zero", rule.init, params, [d.spec for d in decisions], mesh, options.specs, divided=True
+    followed = infer_specs(
+        "zero", rule.init, abstract, params, [d.spec for d in decisions], mesh, options.specs, divided=True
     )
     state = [
         _stored_as(f, x, decisions, mesh, axes, options)
         for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
     ]
-    layout = Layout(
+    return Layout(
         axes=axes,
         shares=math.prod(mesh.shape[a] for a in axes),
         mesh=mesh,
@@ -98,7 +98,6 @@ def plan_layout(
         state_specs=tuple(spec for _, spec in state),
         reasons=tuple(d.reason for d in decisions),
     )
-    return layout, abstract
 
 
 def _is_left_whole(followed: Followed, leaf: Any, axes: tuple[str, ...], options: Options) -> bool:
@@ -146,8 +145,8 @@ def param_specs(who: str, params: Params, mesh: Any) -> list[PartitionSpec]:
       ValueError: a parameter lives on another mesh.
     """
     specs = []
-    for i, leaf in enumerate(jax.tree.leaves(params)):
-        sharding = known_sharding(i, params) or sharding_of(leaf)
+    for i, (leaf, known) in enumerate(zip(jax.tree.leaves(params), known_shardings_of(params), strict=True)):
+        sharding = known or sharding_of(leaf)
         if isinstance(sharding, NamedSharding) and not _same_devices(sharding.mesh, mesh):
             raise ValueError(
                 message(
@@ -167,10 +166,22 @@ def param_specs(who: str, params: Params, mesh: Any) -> list[PartitionSpec]:
 
 
 def _same_devices(one: Any, other: Any) -> bool:
-    if one.shape != other.shape:
-        return False
+    if one is other or one.shape != other.shape:
+        return one is other
     concrete = not isinstance(one, AbstractMesh) and not isinstance(other, AbstractMesh)
     return not concrete or list(one.devices.flat) == list(other.devices.flat)
+
+
+def checked_mesh(who: str, mesh: Any) -> Mesh | AbstractMesh:
+    """An argument that is a mesh.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        wrong = f"mesh is not a mesh, got {mesh!r}"
+        raise TypeError(message(who, wrong, allowed="jax.make_mesh(...) or an AbstractMesh"))
+    return mesh
 
 
 def describe_mesh(mesh: Any) -> str:

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .._static import StaticNode
 from .._types import State
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Hosted:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hosted(StaticNode):
     """The plan of `offload`, part of the state's structure.
 
     Attributes:

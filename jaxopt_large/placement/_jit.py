@@ -1,5 +1,6 @@
 """`zero` under jit: shardings of the state say it all, XLA derives the collectives."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,14 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from .._axes import is_surrounded_by, surrounded_by
 from .._compat import auto_axes, reshard
 from .._errors import message
+from .._gradients import in_order
+from .._states import check_state, explained
+from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Updates, make_rule
+from ._begun import begun, traced
+from ._cuts import Cut
 from ._decisions import Options, describe_mesh, plan_layout
-from ._layout import Layout, ZeroState, check_state, check_updates, without_aliases
+from ._layout import Layout, ZeroState, check_updates
 
 
 def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Options) -> Rule:
@@ -21,28 +27,24 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
 
     def init(params: Params) -> ZeroState:
         check_order()
+        if is_placeholder(params):
+            return ZeroState(rule.init(params), ANYTHING)
         with surrounded_by("zero"):
-            layout, abstract = plan_layout(rule, params, mesh, axes, options)
+            closed, abstract = traced(rule.init, params)
+            layout = plan_layout(rule, abstract, params, mesh, axes, options)
 
-            def shares(params: Params) -> list[Any]:
-                state = without_aliases(rule.init(params), params)
-                return _stored(jax.tree.leaves(state), layout)
-
-            specs = list(layout.state_specs)
-            if isinstance(mesh, AbstractMesh):
-                leaves = shares(params)
-            else:
-                make = auto_axes(shares, mesh, specs) if explicit else shares
-                shardings = [NamedSharding(mesh, spec) for spec in specs]
-                leaves = jax.jit(make, out_shardings=shardings)(params)
+            like = list(zip(layout.state, layout.state_specs, strict=True))
+            compiled = functools.partial(_compiled, layout, explicit)
+            leaves = begun(closed, jax.tree.leaves(params), like, compiled)
         return ZeroState(jax.tree.structure(abstract).unflatten(leaves), layout)
 
     def update(
         updates: Updates, state: ZeroState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ZeroState]:
-        check_state(state)
+        check_state("zero", ZeroState, state)
         layout = state.layout
-        check_updates(layout, updates, params)
+        gradients = in_order("zero", updates, params, len(layout.params))
+        check_updates(layout, gradients, params)
         if layout.mesh != mesh:
             raise ValueError(
                 message(
@@ -55,29 +57,32 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         inner, treedef = jax.tree.flatten(state.inner)
         arrays, rest = _arrays_and_rest(extra)
 
-        def run(updates: Updates, inner: list[Any], params: Params | None, arrays: list[Any]) -> Any:
+        def run(updates: list[Any], inner: list[Any], params: Params | None, arrays: list[Any]) -> Any:
             place = _Placer(mesh, explicit)
-            gradients = place(updates, layout.share_specs)
-            values = None if params is None else place(params, layout.share_specs)
-            logical = treedef.unflatten(_loaded(inner, layout))
+            own = gradients.treedef.unflatten(place(updates, layout.share_specs))
+            values = None
+            if params is not None:
+                placed = place(gradients.treedef.flatten_up_to(params), layout.share_specs)
+                values = gradients.treedef.unflatten(placed)
+            with explained("zero", rule.init, state.inner, own, values):
+                logical = treedef.unflatten(_loaded(inner, layout))
             # compiled apart from what surrounds it, the rule rounds alike on every mesh
-            gradients, values = jax.lax.optimization_barrier((gradients, values))
-            with surrounded_by("zero"):
-                changes, new = rule.update(gradients, logical, values, **rest(arrays))
-            changes = jax.lax.optimization_barrier(changes)
+            own, values = jax.lax.optimization_barrier((own, values))
+            with surrounded_by("zero"), explained("zero", rule.init, logical, own, values):
+                made, new = rule.update(own, logical, values, **rest(arrays))
+            changes = jax.lax.optimization_barrier(gradients.changes(made, values))
             changes = place(place(changes, layout.share_specs), layout.param_specs)
-            leaves = place(_stored(jax.tree.leaves(new), layout), layout.state_specs)
+            leaves = place(_stored(jax.tree.leaves(new), layout.state), layout.state_specs)
             return changes, leaves
 
+        leaves = gradients.leaves
         if explicit and not isinstance(mesh, AbstractMesh):
-            updates = _reduced(updates, layout)
-            out_specs = (
-                jax.tree.structure(updates).unflatten(layout.param_specs),
-                list(layout.state_specs),
-            )
-            run = auto_axes(run, mesh, out_specs)
-        changes, leaves = run(updates, inner, params, arrays)
-        return changes, ZeroState(treedef.unflatten(leaves), layout)
+            leaves = _reduced(leaves, layout)
+            there = [g is not None or params is not None for g in leaves]
+            out_specs = [s if t else None for s, t in zip(layout.param_specs, there, strict=True)]
+            run = auto_axes(run, mesh, (out_specs, list(layout.state_specs)))
+        changes, new = run(leaves, inner, params, arrays)
+        return gradients.treedef.unflatten(changes), ZeroState(treedef.unflatten(new), layout)
 
     return make_rule(init, update)
 
@@ -116,11 +121,26 @@ def check_order(*, mapped: bool = False) -> None:
         )
 
 
+def _compiled(
+    layout: Layout, explicit: bool, run: Callable[..., list[Any]], numbers: list[int]
+) -> Callable[..., list[Any]]:
+    """A function that makes leaves of the state, given their numbers, in their places."""
+    specs = [layout.state_specs[n] for n in numbers]
+
+    def shares(*arrays: Any) -> list[Any]:
+        return _stored(run(*arrays), [layout.state[n] for n in numbers])
+
+    if isinstance(layout.mesh, AbstractMesh):
+        return shares
+    make = auto_axes(shares, layout.mesh, specs) if explicit else shares
+    return jax.jit(make, out_shardings=[NamedSharding(layout.mesh, spec) for spec in specs])
+
+
 # --- inside the step ----------------------------------------------------------------------------------
 
 
-def _stored(leaves: list[Any], layout: Layout) -> list[Any]:
-    return [cut.store(x) if cut else x for x, cut in zip(leaves, layout.state, strict=True)]
+def _stored(leaves: list[Any], cuts: Sequence[Cut | None]) -> list[Any]:
+    return [cut.store(x) if cut else x for x, cut in zip(leaves, cuts, strict=True)]
 
 
 def _loaded(leaves: list[Any], layout: Layout) -> list[Any]:
@@ -131,35 +151,32 @@ def _loaded(leaves: list[Any], layout: Layout) -> list[Any]:
 
 
 class _Placer:
-    """Constrains each leaf of a tree to its spec."""
+    """Constrains each leaf to its spec; None stays."""
 
     def __init__(self, mesh: Any, explicit: bool):
         # among Explicit axes the step runs under `auto_axes`, which has a mesh of its own
         self._mesh = jax.sharding.get_abstract_mesh() if explicit else mesh
         self._idle = isinstance(mesh, AbstractMesh)
 
-    def __call__(self, tree: Any, specs: Sequence[PartitionSpec]) -> Any:
+    def __call__(self, leaves: list[Any], specs: Sequence[PartitionSpec]) -> list[Any]:
         if self._idle:
-            return tree
-        leaves, treedef = jax.tree.flatten(tree)
-        return treedef.unflatten(
-            [
-                jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
-                for x, spec in zip(leaves, specs, strict=True)
-            ]
-        )
+            return leaves
+        there = [n for n, x in enumerate(leaves) if x is not None]
+        shardings = [NamedSharding(self._mesh, specs[n]) for n in there]
+        placed = jax.lax.with_sharding_constraint([leaves[n] for n in there], shardings)
+        found = iter(placed)
+        return [x if x is None else next(found) for x in leaves]
 
 
-def _reduced(updates: Updates, layout: Layout) -> Updates:
+def _reduced(leaves: list[Any], layout: Layout) -> list[Any]:
     """Gradients in their shares where Explicit types allow it: sums that are still owed are done here."""
-    leaves, treedef = jax.tree.flatten(updates)
     moved = []
     for x, cut, whole, share in zip(
         leaves, layout.params, layout.param_specs, layout.share_specs, strict=True
     ):
         spec = whole if cut is None or cut.dim is None or cut.waste else share
-        moved.append(reshard(x, NamedSharding(layout.mesh, spec)))
-    return treedef.unflatten(moved)
+        moved.append(x if x is None else reshard(x, NamedSharding(layout.mesh, spec)))
+    return moved
 
 
 def _arrays_and_rest(extra: dict[str, Any]) -> tuple[list[Any], Callable[[list[Any]], dict[str, Any]]]:

@@ -20,10 +20,8 @@ def known_shardings(shardings: dict[Any, Any]) -> Iterator[None]:
         yield
 
 
-def known_sharding(index: int, params: Params) -> Any:
-    """The declared sharding of the leaf at `index`, or None."""
-    known = _known.get()
-    if not known:
-        return None
-    path = jax.tree_util.tree_flatten_with_path(params)[0][index][0]
-    return known.get(path)
+def known_shardings_of(params: Params) -> list[Any]:
+    """The declared sharding of each leaf, or None."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    known = _known.get() or {}
+    return [known.get(path) for path in paths]

@@ -1,22 +1,22 @@
 """Where each parameter and each leaf of the state stands: decided once, by `init`."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._errors import Problems, message
-from .._paths import leaf_paths
-from .._types import Params, State, Updates
+from .._errors import Problems
+from .._gradients import Gradients, add_other_shapes
+from .._static import StaticNode
+from .._types import Params, State
 from ._cuts import Cut
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(StaticNode):
     """The placement of a state, part of its tree structure and not of its leaves.
 
     Attributes:
@@ -52,22 +52,6 @@ class Layout:
         shardings = [NamedSharding(self.mesh, spec) for spec in self.state_specs]
         return jax.tree.structure(inner).unflatten(shardings)
 
-    @functools.cached_property
-    def _fields(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash(self._fields)
-
-    # a jitted step compares layouts at every call: almost always they are one object
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Layout) and self._fields == other._fields)
-
 
 class ZeroState(NamedTuple):
     """State of `zero`: the wrapped rule's, divided, and how."""
@@ -80,31 +64,20 @@ class MissingAxisError(ValueError):
     """A mapped axis is not there."""
 
 
-def check_state(state: Any) -> None:
-    """Raises unless `state` is one of `zero`."""
-    if not is_zero(state):
-        raise TypeError(
-            message(
-                "zero",
-                f"the state is not one of zero, got {type(state).__name__}",
-                do="Pass what this rule's init or update has returned",
-            )
-        )
+def check_updates(layout: Layout, gradients: Gradients, params: Params | None) -> None:
+    """Raises unless gradients, and parameters where given, are those of the parameters in `init`.
 
-
-def check_updates(layout: Layout, updates: Updates, params: Params | None) -> None:
-    """Raises unless gradients, and parameters where given, are those of the parameters in `init`."""
-    problems = Problems("zero")
-    for what, tree in (("gradients", updates), ("parameters", params)):
-        shapes = [tuple(x.shape) for x in jax.tree.leaves(tree)]
-        if tree is not None and len(shapes) != len(layout.param_shapes):
-            problems.add(f"there are {len(shapes)} {what}", allowed=f"init got {len(layout.param_shapes)}")
-        elif tree is not None and shapes != list(layout.param_shapes):
-            for path, got, want in zip(leaf_paths(tree), shapes, layout.param_shapes, strict=True):
-                if got != want:
-                    problems.add(
-                        f"one of the {what} has shape {got}", at=path, allowed=f"in init it had {want}"
-                    )
+    A gradient may be missing; the rule says whether it can do without.
+    """
+    problems, expected = Problems("zero"), list(layout.param_shapes)
+    given = {"gradients": gradients.leaves}
+    if params is not None:
+        given["parameters"] = jax.tree.leaves(params)
+    for what, leaves in given.items():
+        if len(leaves) != len(expected):
+            problems.add(f"there are {len(leaves)} {what}", allowed=f"init got {len(expected)}")
+        else:
+            add_other_shapes(problems, f"one of the {what}", leaves, expected, gradients.treedef)
     problems.raise_if_any()
 
 

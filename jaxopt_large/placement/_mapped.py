@@ -1,5 +1,6 @@
 """`zero` inside a mapped axis: reduce-scatter, the inner rule on the share, all-gather."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ from .._axes import sharded_over, surrounded_by
 from .._axes import shares as announced
 from .._compat import all_gather_invariant, as_varying, axis_size, varies
 from .._errors import message
+from .._gradients import in_order
 from .._numerics import accumulation_dtype
+from .._states import check_state, explained
+from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut
 from ._decisions import Options
 from ._jit import check_order
-from ._layout import Layout, MissingAxisError, ZeroState, check_state, check_updates
+from ._layout import Layout, MissingAxisError, ZeroState, check_updates
 from ._reductions import refuse_reductions
 from ._shares import my_shares, plan_shares, shapes_of_rank_one
 
@@ -27,6 +31,8 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
 
     def init(params: Params) -> ZeroState:
         check_order(mapped=True)
+        if is_placeholder(params):
+            return ZeroState(rule.init(params), ANYTHING)
         shares = _size(axis_name)
         with sharded_over(axis_name), surrounded_by("zero"):
             layout = plan_shares(rule, params, axis_name, shares, options)
@@ -41,9 +47,10 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         weight: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Updates, ZeroState]:
-        check_state(state)
+        check_state("zero", ZeroState, state)
         layout = state.layout
-        check_updates(layout, updates, params)
+        gradients = in_order("zero", updates, params, len(layout.params))
+        check_updates(layout, gradients, params)
         _check_shares(layout, axis_name)
         factor = None
         if weight is not None:
@@ -51,19 +58,22 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
             total = extra["weight"] = jax.lax.psum(own, axis_name)
             # the plain mean of gradients times it is the mean weighted by `weight`
             factor = jnp.where(total > 0, own * layout.shares / jnp.where(total > 0, total, 1.0), 0.0)
-        leaves, treedef = jax.tree.flatten(updates)
-        mine = treedef.unflatten(_mean_shares(leaves, layout, factor))
+        treedef = gradients.treedef
+        mine = treedef.unflatten(_mean_shares(gradients.leaves, layout, factor))
         values = None if params is None else _own(params, layout)
-        known = announced(my_shares(updates, layout))
+        known = announced(my_shares(treedef.unflatten(range(len(layout.params))), layout))
         with sharded_over(axis_name), surrounded_by("zero"), known:
-            whole = shapes_of_rank_one((updates, updates if params is None else params))
+            whole = shapes_of_rank_one((gradients.tree, gradients.tree if params is None else params))
             refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
             # compiled apart from the exchange, the rule rounds as it does unsharded
             mine, values = jax.lax.optimization_barrier((mine, values))
-            changes, inner = rule.update(mine, state.inner, values, **extra)
+            with explained("zero", rule.init, state.inner, mine, values):
+                changes, inner = rule.update(mine, state.inner, values, **extra)
             changes = jax.lax.optimization_barrier(changes)
-        whole = _gathered(jax.tree.leaves(changes), [g.shape for g in leaves], layout)
-        return treedef.unflatten(whole), ZeroState(inner, layout)
+        there = zip(treedef.flatten_up_to(changes), gradients.leaves, strict=True)
+        whole = _gathered([None if g is None else u for u, g in there], layout)
+        changes = gradients.changes(treedef.unflatten(whole), params)
+        return treedef.unflatten(changes), ZeroState(inner, layout)
 
     return make_rule(init, update)
 
@@ -96,8 +106,11 @@ def _own_share(x: Array, cut: Cut, layout: Layout) -> Array:
     return share.reshape(cut.share_shape(x.shape, layout.shares))
 
 
-def _mean_shares(leaves: list[Array], layout: Layout, factor: Array | None) -> list[Array]:
-    """This device's shares of the mean over devices, of gradients times this device's `factor`."""
+def _mean_shares(leaves: list[Any], layout: Layout, factor: Array | None) -> list[Any]:
+    """This device's shares of the mean over devices, of gradients times this device's `factor`.
+
+    A gradient that is None stays so.
+    """
     axis_name, shares = layout.axes[0], layout.shares
 
     def wide(g: Array, cut: Cut) -> Array:
@@ -117,13 +130,13 @@ def _mean_shares(leaves: list[Array], layout: Layout, factor: Array | None) -> l
 
     means: list[Any] = list(leaves)
     for i, (g, cut) in enumerate(zip(leaves, layout.params, strict=True)):
-        if cut is None:
+        if cut is None or g is None:
             continue
         if is_mean(g):
             means[i] = _own_share(g, cut, layout)
         elif cut.dim is not None:
             means[i] = scatter(wide(g, cut), cut.dim).astype(g.dtype)
-    pending = [(i, cut) for i, cut in _flat(layout) if not is_mean(leaves[i])]
+    pending = [(i, cut) for i, cut in _flat(layout, leaves) if not is_mean(leaves[i])]
     for members in _by_dtype(pending, [accumulation_dtype(leaves[i].dtype) for i, _ in pending]):
         rows = [wide(leaves[i], cut).reshape(shares, -1) for i, cut in members]
         row = scatter(jnp.concatenate(rows, axis=1), 0)[0]
@@ -134,18 +147,18 @@ def _mean_shares(leaves: list[Array], layout: Layout, factor: Array | None) -> l
     return means
 
 
-def _gathered(changes: list[Array], shapes: list[tuple[int, ...]], layout: Layout) -> list[Array]:
-    """Whole leaves of which each device holds a share."""
-    axis_name, shares = layout.axes[0], layout.shares
+def _gathered(changes: list[Any], layout: Layout) -> list[Any]:
+    """Whole leaves of which each device holds a share; None stays."""
+    axis_name, shares, shapes = layout.axes[0], layout.shares, layout.param_shapes
 
     def gather(x: Array, dim: int) -> Array:
         return all_gather_invariant(as_varying(x, axis_name), axis_name, axis=dim)
 
     whole: list[Any] = list(changes)
     for i, (u, cut) in enumerate(zip(changes, layout.params, strict=True)):
-        if cut is not None and cut.dim is not None:
+        if u is not None and cut is not None and cut.dim is not None:
             whole[i] = cut.load(gather(u, cut.dim), shapes[i])
-    flat = _flat(layout)
+    flat = _flat(layout, changes)
     for members in _by_dtype(flat, [changes[i].dtype for i, _ in flat]):
         rows = gather(jnp.concatenate([changes[i].reshape(1, -1) for i, _ in members], axis=1), 0)
         parts = _split(rows, [c.padded // shares for _, c in members])
@@ -154,9 +167,12 @@ def _gathered(changes: list[Array], shapes: list[tuple[int, ...]], layout: Layou
     return whole
 
 
-def _flat(layout: Layout) -> list[tuple[int, Cut]]:
-    """The flattened leaves: their places and cuts."""
-    return [(i, cut) for i, cut in enumerate(layout.params) if cut is not None and cut.dim is None]
+def _flat(layout: Layout, leaves: list[Any]) -> list[tuple[int, Cut]]:
+    """Those of the leaves that are flattened and there: their places and cuts."""
+    cuts = zip(leaves, layout.params, strict=True)
+    return [
+        (i, cut) for i, (x, cut) in enumerate(cuts) if x is not None and cut is not None and cut.dim is None
+    ]
 
 
 def _by_dtype(members: Sequence[tuple[int, Cut]], dtypes: Sequence[Any]) -> list[list[tuple[int, Cut]]]:
@@ -168,7 +184,7 @@ def _by_dtype(members: Sequence[tuple[int, Cut]], dtypes: Sequence[Any]) -> list
 
 def _split(x: Array, lengths: Sequence[int]) -> list[Array]:
     """Pieces along the last axis."""
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    starts = [0, *itertools.accumulate(lengths)][:-1]
     axis = x.ndim - 1
     return [jax.lax.slice_in_dim(x, s, s + n, axis=axis) for s, n in zip(starts, lengths, strict=True)]
 

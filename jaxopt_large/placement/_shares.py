@@ -11,8 +11,9 @@ from .._axes import shares as announced
 from .._encoded import BLOCK, blocks_of, scale_shape
 from .._errors import Problems
 from .._numerics import accumulation_dtype
-from .._paths import params_on, path_string
+from .._paths import Owners, path_string
 from .._types import Params, Rule
+from ._begun import traced
 from ._cuts import Cut, blocked_cut, choose_cut, flat_cut
 from ._decisions import Options
 from ._layout import Layout
@@ -40,7 +41,8 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
     with announced(_known_shares(params, [tuple(x.shape) for x in leaves], cuts, shares, jnp.int32(0))):
         _check_early(rule, tree, axis_name, shapes_of_rank_one(params))
         specs = [jax.sharding.PartitionSpec()] * len(own)
-        abstract, followed = infer_specs("zero", rule.init, tree, specs, None)
+        _, abstract = traced(rule.init, tree)
+        followed = infer_specs("zero", rule.init, abstract, tree, specs, None)
     scales = scales_in(abstract)
     problems, state, shapes = Problems("zero"), [], []
     for j, (f, (path, x)) in enumerate(
@@ -82,7 +84,8 @@ def _blocked(rule: Rule, params: Params) -> set[int]:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state = jax.eval_shape(lambda p: rule.init(p), shapes)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
-    return {i for j in scales_in(state) for i in params_on(paths[j], keys)[:1]}
+    owners = Owners(keys)
+    return {i for j in scales_in(state) for i in owners.of(paths[j])[:1]}
 
 
 def _scale_cut(cut: Cut, order: tuple[int, ...], rank: int) -> Cut:

@@ -5,6 +5,7 @@ Explicit mesh axes; the parameter on the leaf's path, by shape. A leaf of which 
 where it goes, and which is too large to be everywhere, is an error.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems
-from .._paths import first_match, listed, params_on, path_string
+from .._paths import Owners, first_match, leaf_paths, listed
 from .._types import Params, State
 from ._cuts import entry, normal_spec, respelled
 
@@ -38,18 +39,20 @@ class Followed(NamedTuple):
 def infer_specs(
     who: str,
     init: Init,
+    state: State,
     params: Params,
     specs: Sequence[PartitionSpec],
     mesh: Any,
     given: Mapping[str, PartitionSpec] | None = None,
     *,
     divided: bool = False,
-) -> tuple[State, list[Followed]]:
-    """The abstract state that `init` gives, and what is known of each of its leaves.
+) -> list[Followed]:
+    """What is known of each leaf of the state that `init` gives.
 
     Args:
       who: for errors.
       init: a rule's.
+      state: a tree of shapes and dtypes, what `init` gives.
       params: a tree of shapes and dtypes.
       specs: the spec of each parameter.
       mesh: the mesh, or None when there is none.
@@ -61,17 +64,17 @@ def infer_specs(
     """
     leaves, treedef = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    # a function of its own: what `init` does may depend on what surrounds it, a cached trace does not
-    state = jax.eval_shape(lambda params: init(params), treedef.unflatten(shapes))
-    typed = _typed_specs(init, treedef, shapes, specs, mesh)
+    typed = functools.cache(lambda: _typed_specs(init, treedef, shapes, specs, mesh))
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names, paths = leaf_paths(params), [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    owners = Owners(keys)
     probe = _Probe(init, treedef, shapes)
     divided |= any(respelled(spec, x.ndim) != PartitionSpec() for spec, x in zip(specs, shapes, strict=True))
     problems, found, used = Problems(who), [], set()
     scales = scales_in(state)
-    for index, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
-        name = path_string(path)
-        follows = _same_shape(path, leaf, keys, shapes)
+    for index, (name, leaf) in enumerate(zip(leaf_paths(state), jax.tree.leaves(state), strict=True)):
+        mine = owners.of(paths[index])
+        follows = next((i for i in mine if shapes[i].shape == leaf.shape), None)
         glob = first_match(list(given or {}), name)
         if given and glob is not None:
             used.add(glob)
@@ -87,10 +90,10 @@ def infer_specs(
             found.append(Followed(PartitionSpec(), follows, "one element"))
         elif follows is not None:
             spec = respelled(specs[follows], leaf.ndim)
-            found.append(Followed(spec, follows, f"shaped like {path_string(keys[follows]) or 'it'}"))
-        elif typed is not None and typed[index] != PartitionSpec():
-            found.append(Followed(typed[index], None, "typed so by init", derived=True))
-        elif (derived := _derived(path, index, leaf, keys, shapes, specs, probe)) is not None:
+            found.append(Followed(spec, follows, f"shaped like {names[follows] or 'it'}"))
+        elif (types := typed()) is not None and types[index] != PartitionSpec():
+            found.append(Followed(types[index], None, "typed so by init", derived=True))
+        elif (derived := _derived(mine, index, leaf, names, shapes, specs, probe)) is not None:
             found.append(derived)
         elif not divided or leaf.size * leaf.dtype.itemsize < SMALL:
             found.append(Followed(PartitionSpec(), None, "follows no parameter, and is small"))
@@ -105,19 +108,13 @@ def infer_specs(
     for glob in (given or {}).keys() - used:
         problems.add(
             f"specs names {glob!r}, which matches no leaf of the state",
-            allowed=f"the paths are {listed([path_string(p) for p, _ in _with_paths(state)])}",
+            allowed=f"the paths are {listed(leaf_paths(state))}",
         )
     problems.raise_if_any(ValueError)
-    paths = [path for path, _ in _with_paths(state)]
-    owners = [next(iter(params_on(path, keys)), None) for path in paths]
-    return state, [
-        f._replace(owner=owner if f.param is None else f.param)
-        for f, owner in zip(found, owners, strict=True)
+    return [
+        f._replace(owner=owners.first(path) if f.param is None else f.param)
+        for f, path in zip(found, paths, strict=True)
     ]
-
-
-def _with_paths(tree: Any) -> list[tuple[Path, Any]]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _check_given(problems: Problems, name: str, shape: Shape, spec: PartitionSpec, mesh: Any) -> None:
@@ -188,21 +185,17 @@ def scales_in(state: State) -> dict[int, tuple[int, Encoded]]:
 # --- by path and shape --------------------------------------------------------------------------------
 
 
-def _same_shape(path: Path, leaf: Any, keys: list[Path], shapes: list[Any]) -> int | None:
-    return next((i for i in params_on(path, keys) if shapes[i].shape == leaf.shape), None)
-
-
 def _derived(
-    path: Path,
+    mine: list[int],
     index: int,
     leaf: Any,
-    keys: list[Path],
+    names: list[str],
     shapes: list[Any],
     specs: Sequence[PartitionSpec],
     probe: "_Probe",
 ) -> Followed | None:
     """A leaf whose dimensions are some of a parameter's, or a parameter's and more."""
-    for i in params_on(path, keys):
+    for i in mine:
         if not shapes[i].shape:
             continue
         ways = list(dimension_maps(shapes[i].shape, leaf.shape))
@@ -212,7 +205,7 @@ def _derived(
         if len(found) > 1:  # two dimensions of equal length: evaluate where they differ
             way = probe.dimension_map(i, index, len(leaf.shape))
             found = {_mapped_spec(way if way in ways else ways[0], specs[i])}
-        reason = f"dimensions of {path_string(keys[i]) or 'the parameter'}"
+        reason = f"dimensions of {names[i] or 'the parameter'}"
         return Followed(found.pop(), None, reason, derived=True)
     return None
 

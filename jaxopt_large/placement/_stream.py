@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import explicit_sharding, to_device, to_host
+from .._gradients import in_order
 from .._parts import ByParts, NotByPartsError
 from .._slices import Slices
+from .._states import explained
 from .._types import Params, Rule, State, Updates
 from ._hosted import Hosted, OffloadState
 
@@ -42,19 +44,32 @@ class _Stream:
         extra: dict[str, Any],
     ):
         self.hosted = hosted
-        self.gradients, self.treedef = jax.tree.flatten(updates)
+        gradients = in_order("offload", updates, params, len(hosted.layers))
+        self.gradients, self.treedef = gradients.leaves, gradients.treedef
+        missing = {i for i, g in enumerate(self.gradients) if g is None}
+        nothing = jnp.zeros(0)  # in the place of a gradient or an update that is not there
+        self.gradients = [nothing if g is None else g for g in self.gradients]
         self.stored, self.state_treedef = jax.tree.flatten(inner)
         self.values = jax.tree.leaves(params)
         self.count = len(self.gradients)
+        self._owned: dict[int | None, list[int]] = {}
+        for j, owner in enumerate(hosted.owners):
+            self._owned.setdefault(owner, []).append(self.count + j)
 
-        def update(updates: Updates, inner: State, params: Params | None) -> tuple[Updates, State]:
-            return rule.update(updates, inner, params, **extra)
+        def update(leaves: list[Any], inner: State, params: Params | None) -> tuple[list[Any], State]:
+            own = [None if i in missing else g for i, g in enumerate(leaves)]
+            given = self.treedef.unflatten(own)
+            with explained("offload", rule.init, inner, given, params):
+                made, new = rule.update(given, inner, params, **extra)
+            changes = gradients.changes(made, params)
+            self.without = {i for i, u in enumerate(changes) if u is None}
+            return [nothing if u is None else u for u in changes], new
 
         # shapes and dtypes as they are on the device
         on_device = jax.eval_shape(
             lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.stored
         )
-        self.slices = Slices(jax.make_jaxpr(update)(updates, on_device, params))
+        self.slices = Slices(jax.make_jaxpr(update)(self.gradients, on_device, params))
         for k, x in enumerate([*self.gradients, *self.stored, *self.values]):
             if not self._on_host(k):
                 self.slices.give(k, x)
@@ -76,6 +91,7 @@ class _Stream:
                 else:
                     new[k - self.count] = x
             token = [new[k - self.count] for k in results if self._on_host(k)] or token
+        changes = [None if i in self.without else u for i, u in enumerate(changes)]
         return self.treedef.unflatten(changes), self.state_treedef.unflatten(new)
 
     def way(self, i: int) -> str:
@@ -94,7 +110,7 @@ class _Stream:
 
     def _results(self, i: int | None) -> list[int]:
         """The results that belong to parameter `i`."""
-        mine = [self.count + j for j, owner in enumerate(self.hosted.owners) if owner == i]
+        mine = self._owned.get(i, [])
         return mine if i is None else [i, *mine]
 
     def _needs(self, results: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from .._device_sums import is_device_sum
 from .._errors import message
-from .._paths import params_on
+from .._paths import Owners
 from .._types import AnyRule, Params
 from ._cuts import entries, normal_spec, respelled
 from ._layout import Layout, MissingAxisError, ZeroState, is_zero
@@ -80,12 +80,13 @@ def mapped_state_specs(
         return normal_spec(parts)
 
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    owners = Owners(keys)
     shapes = [tuple(x.shape) for x in jax.tree.leaves(params)]
     copies = len(axis_sizes)  # axes that `evaluated` adds in front
 
     def outside(path: Any, shape: tuple[int, ...]) -> PartitionSpec:
         """Of a leaf that no `zero` divides: like the parameter on its path whose shape it has."""
-        same = (i for i in params_on(path, keys) if shapes[i] == shape)
+        same = (i for i in owners.of(path) if shapes[i] == shape)
         return next((respelled(divided[i], len(shape)) for i in same), PartitionSpec())
 
     def place(path: Any, node: Any) -> Any:

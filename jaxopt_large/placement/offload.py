@@ -8,9 +8,12 @@ import optax
 
 from .._axes import is_surrounded_by
 from .._compat import to_host
-from .._errors import Problems, message
+from .._errors import Problems, check_rule, message
 from .._paths import check_glob, leaf_paths, matches
+from .._states import check_state
+from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from ._begun import traced
 from ._hosted import Hosted, OffloadState
 from ._layout import without_aliases
 from ._specs import SMALL, infer_specs
@@ -55,8 +58,7 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
 
     Source: Ren et al. 2021, arXiv:2101.06840.
     """
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
-        raise TypeError(message("offload", f"rule is not a rule, got {rule!r}"))
+    check_rule("offload", rule)
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> OffloadState:
@@ -68,6 +70,8 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
             raise ValueError(
                 message("offload", "the rule is inside stored", do="Write offload(stored(rule, ...))")
             )
+        if is_placeholder(params):
+            return OffloadState(rule.init(params), ANYTHING)
         hosted = _plan(rule, params, only, layers, min_bytes)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
             return OffloadState(hosted.moved(rule.init(params), to_host), hosted)
@@ -81,6 +85,7 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
     def update(
         updates: Updates, state: OffloadState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, OffloadState]:
+        check_state("offload", OffloadState, state)
         changes, inner = stream(rule, updates, state, params, extra)
         return changes, OffloadState(inner, state.hosted)
 
@@ -90,9 +95,9 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
 def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: int) -> Hosted:
     """Which leaves of the state go to the host, and which parameter each belongs to."""
     leaves = jax.tree.leaves(params)
-    state, followed = infer_specs(
-        "offload", rule.init, params, [jax.sharding.PartitionSpec()] * len(leaves), None
-    )
+    _, state = traced(rule.init, params)
+    everywhere = [jax.sharding.PartitionSpec()] * len(leaves)
+    followed = infer_specs("offload", rule.init, state, params, everywhere, None)
     paths = leaf_paths(state)
     on_host = tuple(
         matches(only, path) and x.ndim > 0 and x.size * x.dtype.itemsize >= min_bytes

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from .._errors import message
-from .._types import AnyRule, Params
-from ._decisions import param_specs
+from .._errors import Problems, check_rule, message
+from .._paths import leaf_paths
+from .._types import AnyRule, Params, as_leaves
+from ._decisions import checked_mesh, param_specs
 from ._hosted import OffloadState, is_offloaded
 from ._known import known_shardings
 from ._layout import Layout, ZeroState, is_zero, sharding_of, without_aliases
@@ -65,6 +66,7 @@ def state_specs(
     Raises:
       ValueError: a leaf of more than 64 KiB follows no parameter although parameters are divided; the
         parameters live on another mesh; a given spec fits no leaf.
+      TypeError: rule is not a rule, a parameter not an array, or mesh not a mesh.
 
     >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
     >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "model"))
@@ -97,16 +99,20 @@ def state_shardings(
     >>> [s.num_devices for s in jax.tree.leaves(jl.state_shardings(jl.adam(1e-3), params))]
     [1, 1, 1]
     """
+    mesh = None if mesh is None else checked_mesh(_WHO, mesh)
+    params = as_leaves(params)
     state, shardings = evaluated(rule, params)
     mesh = mesh or _mesh_of([*shardings.values()], state)
     whole = [PartitionSpec()] * len(jax.tree.leaves(params))
     divided = whole if mesh is None else param_specs(_WHO, params, mesh)
 
-    def outside(params: Params) -> Any:
+    def outside(state: Any) -> Any:
         """The state without what `zero` has placed already."""
-        return jax.tree.map(lambda x: None if is_zero(x) else x, rule.init(params), is_leaf=is_zero)
+        return jax.tree.map(lambda x: None if is_zero(x) else x, state, is_leaf=is_zero)
 
-    _, followed = infer_specs(_WHO, outside, params, divided, mesh, specs)
+    followed = infer_specs(
+        _WHO, lambda params: outside(rule.init(params)), outside(state), params, divided, mesh, specs
+    )
     everywhere = _everywhere(mesh, [*shardings.values()])
     found = iter(followed)
 
@@ -159,11 +165,11 @@ def evaluated(
 
     Inside mapped axes each leaf has an axis in front for each of them.
     """
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
-        raise TypeError(message(_WHO, f"rule is not a rule, got {rule!r}"))
+    check_rule(_WHO, rule)
     init = rule.init
     for name, size in (axis_sizes or {}).items():
         init = jax.vmap(init, in_axes=None, out_axes=0, axis_name=name, axis_size=size)
+    _check_arrays(params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
     with known_shardings(shardings):
@@ -188,6 +194,7 @@ def init_state(rule: AnyRule, params: Params) -> Any:
     >>> state[0].count.sharding == state[1][0].mu.sharding
     True
     """
+    params = as_leaves(params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shardings = state_shardings(rule, params)
 
@@ -196,6 +203,14 @@ def init_state(rule: AnyRule, params: Params) -> Any:
             return without_aliases(rule.init(params), params)
 
     return jax.jit(init, out_shardings=shardings)(params)
+
+
+def _check_arrays(params: Params) -> None:
+    problems = Problems(_WHO)
+    for path, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not hasattr(x, "dtype") and not isinstance(x, bool | int | float | complex):
+            problems.add(f"a parameter is not an array, got {x!r}", at=path or "the root")
+    problems.raise_if_any(TypeError)
 
 
 def _mesh_of(shardings: list[Sharding], state: Any) -> Any:

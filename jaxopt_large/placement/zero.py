@@ -5,9 +5,9 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from .._errors import Problems, message
+from .._errors import Problems, check_rule, message
 from .._types import AnyRule, Rule
-from ._decisions import Options
+from ._decisions import Options, checked_mesh
 from ._jit import zero_in_jit
 from ._mapped import zero_in_mapped_axis
 from ._specs import SMALL
@@ -77,8 +77,7 @@ def zero(
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.
     """
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
-        raise TypeError(message("zero", f"rule is not a rule, got {rule!r}"))
+    check_rule("zero", rule)
     if (mesh is None or axis is None) == (axis_name is None) or (mesh is None) != (axis is None):
         raise TypeError(
             message(
@@ -98,12 +97,7 @@ def zero(
         if layers is not None or specs is not None:
             raise TypeError(message("zero", "layers and specs are for a mesh", do="Leave them out"))
         return zero_in_mapped_axis(rule, axis_name, options)
-    if not isinstance(mesh, Mesh | AbstractMesh):
-        raise TypeError(
-            message(
-                "zero", f"mesh is not a mesh, got {mesh!r}", allowed="jax.make_mesh(...) or an AbstractMesh"
-            )
-        )
+    mesh = checked_mesh("zero", mesh)
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes or not all(isinstance(name, str) for name in axes) or len(set(axes)) < len(axes):
         raise ValueError(

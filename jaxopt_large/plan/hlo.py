@@ -9,6 +9,7 @@ as it is called.
 import re
 from typing import Any, NamedTuple
 
+from .._errors import message
 from . import _hlo_text
 from ._hlo_text import Instruction, Module
 
@@ -89,12 +90,21 @@ def collectives(compiled: Any) -> Collectives:
       reduce-scatter, and the clones of an asynchronous operation count once.
 
     Raises:
+      TypeError: it is neither, a function that is not compiled say.
       ValueError: the text is not HLO, such as the StableHLO of a function that is not compiled.
 
     >>> compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
     >>> len(jl.plan.collectives(compiled))
     0
     """
+    if not isinstance(compiled, str) and not hasattr(compiled, "as_text"):
+        raise TypeError(
+            message(
+                "collectives",
+                f"compiled is not a compiled program, got {compiled!r}",
+                do="Pass jax.jit(f).lower(...).compile(), or its as_text()",
+            )
+        )
     module = _hlo_text.parse(compiled if isinstance(compiled, str) else compiled.as_text())
     return Collectives(found.collective for found in _executed(module.entry, module, {}))
 

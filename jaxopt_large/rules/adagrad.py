@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._errors import NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._leafwise import Fields, Scalars, Stage, constant, lift
-from .._numerics import bounded, divide, plus
+from .._initial import constant
+from .._leafwise import Fields, Scalars, Stage, lift
+from .._numerics import abs_square, bounded, divide, plus
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage
 
@@ -20,7 +21,7 @@ class ScaleByAdagradState(NamedTuple):
     sum_of_squares: Updates  # of all gradients so far, float32, shapes of the parameters
 
 
-def scale_by_adagrad(*, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) -> Rule:
+def scale_by_adagrad(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) -> Rule:
     r"""The direction of Adagrad.
 
     $$s_t = s_{t-1} + g_t^2, \qquad u_t = g_t / \sqrt{s_t + \epsilon}$$
@@ -40,7 +41,7 @@ def scale_by_adagrad(*, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1
 
 
 def adagrad(
-    learning_rate: ScalarOrSchedule, *, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
+    learning_rate: ScalarOrSchedule, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
 ) -> Rule:
     r"""Adagrad, for sparse and ill-scaled gradients.
 
@@ -82,9 +83,9 @@ def _stage(initial: Scalar, eps: Scalar) -> Stage:
     def step(scalars: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
         del scalars, p
         g = bounded(g, _TERMS)
-        total = fields["sum_of_squares"] + jnp.square(g)
-        total = jnp.minimum(total, jnp.finfo(g.dtype).max)  # a sum that overflowed stays usable
+        total = fields["sum_of_squares"] + abs_square(g)
+        total = jnp.minimum(total, jnp.finfo(total.dtype).max)  # a sum that overflowed stays usable
         update = divide(g, jnp.sqrt(plus(total, eps)))
         return jnp.where(total == 0, jnp.zeros((), g.dtype), update), {"sum_of_squares": total}
 
-    return Stage(step, ScaleByAdagradState, {"sum_of_squares": constant(initial)})
+    return Stage(step, ScaleByAdagradState, {"sum_of_squares": constant(initial, real=True)})

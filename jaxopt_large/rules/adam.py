@@ -6,8 +6,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._leafwise import Fields, Scalars, Stage, check_state_dtype, lift, zeros
-from .._numerics import as_decay, bias_correction, bounded, complement, divide, ema, like, plus
+from .._initial import check_state_dtype, zeros
+from .._leafwise import Fields, Scalars, Stage, lift
+from .._numerics import (
+    abs_square,
+    as_decay,
+    bias_correction,
+    bounded,
+    complement,
+    divide,
+    ema,
+    like,
+    over,
+    plus,
+    times,
+)
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
 from ._stages import learning_rate_stage, weight_decay_stage
 
@@ -21,12 +34,12 @@ class ScaleByAdamState(NamedTuple):
 
 
 def scale_by_adam(
-    *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
+    *,
     nesterov: bool = False,
 ) -> Rule:
     r"""The direction of Adam, see `adam`.
@@ -40,7 +53,6 @@ def scale_by_adam(
 
 
 def scale_by_adamw(
-    *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
@@ -48,6 +60,7 @@ def scale_by_adamw(
     mu_dtype: Any = None,
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: Any = None,
+    *,
     nesterov: bool = False,
 ) -> Rule:
     r"""The direction of AdamW, weight decay included, see `adamw`.
@@ -63,12 +76,12 @@ def scale_by_adamw(
 
 def adam(
     learning_rate: ScalarOrSchedule,
-    *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
+    *,
     nesterov: bool = False,
 ) -> Rule:
     r"""Adam.
@@ -110,7 +123,6 @@ def adam(
 
 def adamw(
     learning_rate: ScalarOrSchedule,
-    *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
@@ -118,6 +130,7 @@ def adamw(
     mu_dtype: Any = None,
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: Any = None,
+    *,
     nesterov: bool = False,
 ) -> Rule:
     r"""Adam with decoupled weight decay.
@@ -136,8 +149,8 @@ def adamw(
       eps_root: $\bar\epsilon \ge 0$, inside the root.
       mu_dtype: floating dtype of `mu`; by default float32 (float64 for float64).
       weight_decay: $\lambda$, like the learning rate; multiplied by it, as in PyTorch and optax.
-      mask: which leaves decay: a tree of booleans, a prefix of one, or a function from the
-        parameters to one; all of them by default.
+      mask: which leaves decay: a glob over their paths, a tree of booleans, a prefix of one, or a function
+        from the parameters to one of these; all of them by default.
       nesterov: Nesterov momentum.
 
     Returns:
@@ -193,13 +206,13 @@ def _stage(
         del p
         g = bounded(g)
         mu = ema(fields["mu"], g, b1)
-        nu = ema(fields["nu"], jnp.square(g), b2)
+        nu = ema(fields["nu"], abs_square(g), b2)
         if nesterov:
             d = like(b1, g)
-            mu_hat = d * mu / shared["c1_next"] + complement(d) * g / shared["c1"]
+            mu_hat = over(times(d, mu), shared["c1_next"]) + over(times(complement(d), g), shared["c1"])
         else:
-            mu_hat = mu / shared["c1"]
+            mu_hat = over(mu, shared["c1"])
         root = jnp.sqrt(plus(nu / shared["c2"], eps_root))
         return divide(mu_hat, plus(root, eps), eps), {"mu": mu, "nu": nu}
 
-    return Stage(step, ScaleByAdamState, {"mu": zeros(mu_dtype), "nu": zeros()}, scalars=scalars)
+    return Stage(step, ScaleByAdamState, {"mu": zeros(mu_dtype), "nu": zeros(real=True)}, scalars=scalars)

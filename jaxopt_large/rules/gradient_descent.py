@@ -1,13 +1,9 @@
 """Gradient descent: minus the learning rate times the gradient (Cauchy 1847)."""
 
-from typing import Any
-
-from jaxtyping import Array
-
 from .._errors import RATE, check_hyperparameters
-from .._leafwise import Fields, Scalars, Stage, lift
+from .._leafwise import lift
 from .._types import Rule, ScalarOrSchedule
-from ._stages import learning_rate_stage
+from ._stages import direction_stage, learning_rate_stage
 
 
 def scale_by_gradient_descent() -> Rule:
@@ -46,13 +42,3 @@ def gradient_descent(learning_rate: ScalarOrSchedule) -> Rule:
     who = "gradient_descent"
     check_hyperparameters(who, learning_rate=(learning_rate, RATE))
     return lift(who, direction_stage(), learning_rate_stage(learning_rate))
-
-
-def direction_stage() -> Stage:
-    """u = g."""
-
-    def step(scalars: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
-        del scalars, p
-        return g, fields
-
-    return Stage(step)

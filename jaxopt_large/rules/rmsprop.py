@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._leafwise import Fields, Scalars, Stage, constant, lift, zeros
-from .._numerics import as_decay, bounded, divide, ema, plus
+from .._initial import constant, zeros
+from .._leafwise import Fields, Scalars, Stage, lift
+from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus
 from .._numerics import bias_correction as _correction
 from .._types import Rule, Scalar, ScalarOrSchedule, Updates
-from ._stages import learning_rate_stage, momentum_stage
-from .gradient_descent import direction_stage
+from ._stages import direction_stage, learning_rate_stage, momentum_stage
 
 
 class ScaleByRmspropState(NamedTuple):
@@ -23,7 +23,6 @@ class ScaleByRmspropState(NamedTuple):
 
 
 def scale_by_rmsprop(
-    *,
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
     initial_scale: Scalar = 0.0,
@@ -44,7 +43,6 @@ def scale_by_rmsprop(
 
 def rmsprop(
     learning_rate: ScalarOrSchedule,
-    *,
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
     initial_scale: Scalar = 0.0,
@@ -121,16 +119,16 @@ def _stage(
     def step(shared: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
         del p
         g = bounded(g)
-        new = {"nu": ema(fields["nu"], jnp.square(g), decay)}
+        new = {"nu": ema(fields["nu"], abs_square(g), decay)}
         if centered:
             new["mu"] = ema(fields["mu"], g, decay)
-        means = {name: x / shared["correction"] for name, x in new.items()} if corrected else new
+        means = {name: over(x, shared["correction"]) for name, x in new.items()} if corrected else new
         spread = means["nu"]
         if centered:  # rounding can take the variance below 0
-            spread = jnp.maximum(spread - jnp.square(means["mu"]), jnp.zeros((), g.dtype))
+            spread = jnp.maximum(spread - abs_square(means["mu"]), jnp.zeros((), spread.dtype))
         if eps_in_sqrt:
             return divide(g, jnp.sqrt(plus(spread, eps))), new
         return divide(g, plus(jnp.sqrt(spread), eps), eps), new
 
-    fields = {"nu": constant(initial_scale)} | ({"mu": zeros()} if centered else {})
+    fields = {"nu": constant(initial_scale, real=True)} | ({"mu": zeros()} if centered else {})
     return Stage(step, ScaleByRmspropState, fields, scalars=scalars if corrected else None)

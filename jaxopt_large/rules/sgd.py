@@ -3,14 +3,14 @@
 from typing import Any
 
 from .._errors import DECAY, RATE, Range, check_hyperparameters
-from .._leafwise import Stage, check_state_dtype, lift
+from .._initial import check_state_dtype
+from .._leafwise import Stage, lift
 from .._types import Rule, Scalar, ScalarOrSchedule
-from ._stages import learning_rate_stage, momentum_stage
-from .gradient_descent import direction_stage
+from ._stages import direction_stage, learning_rate_stage, momentum_stage
 
 
 def scale_by_sgd(
-    *, momentum: Scalar | None = None, nesterov: bool = False, accumulator_dtype: Any = None
+    momentum: Scalar | None = None, nesterov: bool = False, accumulator_dtype: Any = None
 ) -> Rule:
     r"""The direction of SGD with momentum.
 
@@ -33,7 +33,6 @@ def scale_by_sgd(
 
 def sgd(
     learning_rate: ScalarOrSchedule,
-    *,
     momentum: Scalar | None = None,
     nesterov: bool = False,
     accumulator_dtype: Any = None,
@@ -76,7 +75,7 @@ def _ranges(momentum: Scalar | None) -> dict[str, tuple[Scalar, Range]]:
 
 
 def _direction(who: str, momentum: Scalar | None, nesterov: bool, dtype: Any) -> Stage:
+    check_state_dtype(who, "accumulator_dtype", dtype)
     if momentum is None:
         return direction_stage()
-    check_state_dtype(who, "accumulator_dtype", dtype)
     return momentum_stage(momentum, nesterov, dtype)

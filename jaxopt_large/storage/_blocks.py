@@ -10,10 +10,13 @@ _LANES = 8  # of a CPU's vector
 
 
 def to_blocks(x: Array) -> Array:
-    """[..., n] -> [..., blocks, width], zero-padded; a last axis below `BLOCK` is one block."""
+    """[..., n] -> [..., blocks, width], zero-padded; a last axis up to `BLOCK` is one block as it is.
+
+    Chips keep the last two axes in tiles: one block with an axis of its own would fill an eighth of them.
+    """
     length = x.shape[-1]
     if length <= BLOCK:
-        return x[..., None, :]
+        return x
     padding = blocks_of(length) * BLOCK - length
     if padding:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
@@ -23,12 +26,17 @@ def to_blocks(x: Array) -> Array:
 def from_blocks(x: Array, length: int) -> Array:
     """The inverse of `to_blocks`."""
     if length <= BLOCK:
-        return x[..., 0, :]
+        return x
     x = x.reshape(*x.shape[:-2], -1)
     return x if x.shape[-1] == length else jax.lax.slice_in_dim(x, 0, length, axis=x.ndim - 1)
 
 
-def block_max(x: Array) -> Array:
+def over_blocks(scale: Array, view: Array) -> Array:
+    """[..., blocks], as it multiplies what `to_blocks` gives."""
+    return scale if scale.ndim == view.ndim else scale[..., None]
+
+
+def block_max(x: Array, *, keepdims: bool) -> Array:
     """The maximum over the last axis, NaN if there is one, of values that are computed on the way.
 
     Halves of a block first, whose lanes lie side by side, then a reduction over the last few: fused with
@@ -39,4 +47,4 @@ def block_max(x: Array) -> Array:
     while width > _LANES and width % 2 == 0:
         width //= 2
         x = jnp.maximum(x[..., :width], x[..., width:])
-    return jnp.max(x, axis=-1)
+    return jnp.max(x, axis=-1, keepdims=keepdims)

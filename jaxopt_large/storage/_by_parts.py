@@ -16,6 +16,7 @@ from .._axes import is_surrounded_by, reduction_axes
 from .._encoded import is_encoded
 from .._parts import ByParts, NotByPartsError
 from .._slices import Slices, has_effects
+from .._states import explained
 from .._types import Params, Rule, State, Updates
 from ._codec import Codec
 from ._random import Part
@@ -116,6 +117,9 @@ class UpdateByParts:
         self.params = [None] * len(self.gradients) if params is None else self.treedef.flatten_up_to(params)
         self.has_params = params is not None
         self.count = len(self.gradients)
+        self._owned: dict[int | None, list[int]] = {}
+        for j, owner in enumerate(codec.owners):
+            self._owned.setdefault(owner, []).append(self.count + j)
         self.residuals: list[Any] = [None] * self.count
         if codec.special:
             self.residuals = self.treedef.flatten_up_to(residuals)
@@ -131,7 +135,8 @@ class UpdateByParts:
         made = []
 
         def update(updates: Updates, state: State, params: Params | None) -> Any:
-            results = rule.update(updates, state, params, **extra)
+            with explained("stored", rule.init, state, updates, params):
+                results = rule.update(updates, state, params, **extra)
             made.append(tuple(jax.tree.structure(x) for x in results))
             return results
 
@@ -191,11 +196,7 @@ class UpdateByParts:
     def _fields(self, i: int) -> list[int]:
         """The results that are parameter `i`'s state, of its shape."""
         shape = self.gradients[i].shape
-        return [
-            self.count + j
-            for j, (node, owner) in enumerate(zip(self.nodes, self.codec.owners, strict=True))
-            if owner == i and _shape(node) == shape
-        ]
+        return [k for k in self._owned.get(i, ()) if _shape(self.nodes[k - self.count]) == shape]
 
     def _loop(self, i: int) -> ByParts | None:
         """The update of a parameter as a function of a part, where that is worth it and possible."""

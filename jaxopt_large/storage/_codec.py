@@ -1,5 +1,6 @@
 """What one step of `stored` reads and writes: leaves of the state, and parameters."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jaxtyping import Array
 
 from .._axes import share_of
 from .._encoded import is_encoded
-from .._paths import path_string
+from .._paths import leaf_paths
 from .._types import Params
 from ._fields import Choice
 from ._random import Part, leaf_key, part_of
@@ -43,6 +44,11 @@ class Codec:
         self.special = kept is not None
         self.owners = [c.owner for c in choices]
         self._keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]]
+        self._like = like
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return leaf_paths(self._like)
 
     def decode(self, node: Any) -> Any:
         """A leaf of the state as the rule is to see it."""
@@ -74,5 +80,5 @@ class Codec:
         """The update that takes parameter `i`, or a part of it, to a new value, and the new residual."""
         if part is None:
             part = part_of(share_of(self._keys[i]))
-        key = leaf_key(self._seed, f"params/{path_string(self._keys[i])}", self.step)
+        key = leaf_key(self._seed, f"params/{self._names[i]}", self.step)
         return write(self._kept, p, value, key, part)

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from .._axes import Share, share_of
 from .._errors import Problems
-from .._paths import check_glob, first_match, listed, matches, params_on, path_string
+from .._paths import Owners, check_glob, first_match, leaf_paths, listed, matches
 from .._types import Params, Rule, State
 from ._format import Format
 from ._signs import never_negative
 from .float32 import Float32
 
+NOT_GIVEN = "no format is given for it"
 FEWEST = 4096  # elements of the whole array: below it the scales and the step cost more than is saved
 _NARROWEST = 16  # elements along the last axis: a scale for fewer takes a quarter byte of each and more
 _DELICATE = "*embed*|*wte*|*wpe*|*norm*|*ln_*|*router*"  # their second moments vary most within a block
@@ -52,22 +53,26 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
       ValueError: a field that no leaf has, a glob that matches nothing, or a leaf that no glob matches.
     """
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = leaf_paths(params)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    places = [place(path, keys) for path, _ in leaves]
+    owners = Owners(keys)
+    places = [place(path, keys, owners) for path, _ in leaves]
     shapes = [jax.tree.map(_kind, t) for t in (params, state)]
     kinds = jax.tree.leaves(shapes[1])
     unsigned = never_negative(rule, *shapes)
     problems, found = Problems(who), []
-    _check(problems, formats, places, keys)
+    _check(problems, formats, places, names)
     for (field, owner), leaf, positive in zip(places, kinds, unsigned, strict=True):
-        path = "" if owner is None else path_string(keys[owner])
+        path = "" if owner is None else names[owner]
         share = None if owner is None else share_of(keys[owner])
         if share is not None and leaf.ndim != len(share.shape):
             share = None
         shape = tuple(leaf.shape) if share is None else share.shape
         given = formats.get(field)
         if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
-            found.append(Choice(field, path, owner, shape, None, share, "no format is given for it"))
+            left = f"{leaf.dtype} is left as it is: formats are for arrays of real numbers"
+            reason = NOT_GIVEN if given is None else left
+            found.append(Choice(field, path, owner, shape, None, share, reason))
             continue
         format, reason = _pick(problems, field, path, given, positive)
         found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, share, reason)))
@@ -79,9 +84,9 @@ def _kind(x: Any) -> Any:
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))  # a state may hold Python numbers
 
 
-def place(path: tuple[Any, ...], keys: list[Any]) -> tuple[str, int | None]:
+def place(path: tuple[Any, ...], keys: list[Any], owners: Owners) -> tuple[str, int | None]:
     """The field that holds a leaf, and the parameter it belongs to."""
-    owner = next(iter(params_on(path, keys)), None)
+    owner = owners.first(path)
     around = path[: len(path) - len(keys[owner])] if owner is not None and _ends(path, keys[owner]) else path
     names = [key.name for key in around if isinstance(key, jax.tree_util.GetAttrKey)]
     return (names[-1] if names else ""), owner
@@ -125,7 +130,7 @@ def _if_worth(
 
 
 def _check(
-    problems: Problems, formats: Formats, places: list[tuple[str, int | None]], keys: list[Any]
+    problems: Problems, formats: Formats, places: list[tuple[str, int | None]], names: list[str]
 ) -> None:
     """Adds fields that the state does not have, and globs that match none of a field's leaves."""
     fields = list(dict.fromkeys(field for field, owner in places if field and owner is not None))
@@ -133,8 +138,6 @@ def _check(
         if field not in fields:
             problems.add(f"the state has no field {field!r}", allowed=f"its fields are {listed(fields)}")
         elif isinstance(given, Mapping):
-            paths = [
-                path_string(keys[owner]) for name, owner in places if name == field and owner is not None
-            ]
+            paths = [names[owner] for name, owner in places if name == field and owner is not None]
             for glob in given:
                 check_glob(problems, f"a glob of {field}", glob, paths, "parameter with that field")

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
 from .._compat import auto_axes, explicit_sharding
-from .._encoded import BLOCK, Encoded, scale_order, scale_shape
+from .._encoded import BLOCK, Coding, Encoded, scale_order, scale_shape
 from .._errors import message
-from ._blocks import block_max, from_blocks, to_blocks
+from ._blocks import block_max, from_blocks, over_blocks, to_blocks
 from ._marks import Mark, marked
 from ._random import Part, random_bits
 
@@ -64,7 +64,7 @@ class Format:
         order = scale_order(whole) if self.blocks else ()
         run = self._placed(_encoder(self, order, whole, apart), x, lambda specs: specs)
         codes, scales = run(x, key, starts)
-        return Encoded(codes, scales, self, str(x.dtype), order)
+        return Encoded(codes, scales, Coding(self, str(x.dtype), order))
 
     def decode(self, x: Encoded) -> Float[Array, "..."]:
         """The array that `encode` was given, but for its rounding."""
@@ -143,12 +143,13 @@ def _encoder(
         view = to_blocks(wide)
         # what is negative where nothing should be is an error that must show
         size = jnp.where(view < 0, jnp.nan, view) if format.signed is False else jnp.abs(view)
-        largest = jnp.max(size, axis=-1) if apart else block_max(size)
+        is_one = x.shape[-1] <= BLOCK
+        largest = jnp.max(size, axis=-1, keepdims=is_one) if apart else block_max(size, keepdims=is_one)
         smallest = _SMALLEST_UNSIGNED if format.signed is False else _SMALLEST_SIGNED
         # a block with a NaN or an infinity decodes to NaN, all of it
         scale = jnp.where(largest <= _LARGEST, jnp.where(largest < smallest, 0.0, largest), jnp.nan)
         inverse = jnp.where(scale > 0, 1.0 / jnp.where(scale > 0, scale, 1.0), 0.0)
-        codes = format.to_codes(view * inverse[..., None], lambda: to_blocks(bits()))
+        codes = format.to_codes(view * over_blocks(inverse, view), lambda: to_blocks(bits()))
         return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)
 
     what = (format, order, whole, apart)
@@ -163,8 +164,10 @@ def _decoder(format: Format, dtype: str, order: tuple[int, ...]) -> Callable[...
     def decode(codes: Array, scales: Array | None) -> Array:
         if scales is None:
             return format.from_codes(codes).astype(dtype)
-        scale = jnp.transpose(scales, [order.index(axis) for axis in range(len(order))])[..., None]
-        x = format.from_codes(to_blocks(codes)) * scale
+        scale = jnp.transpose(scales, [order.index(axis) for axis in range(len(order))])
+        view = to_blocks(codes)
+        scale = over_blocks(scale, view)
+        x = format.from_codes(view) * scale
         if format.signed is False:  # what is not 0 must not be flushed to 0
             x = jnp.maximum(x, jnp.minimum(scale, _SMALLEST_UNSIGNED))
         return from_blocks(x, codes.shape[-1]).astype(dtype)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt32
 
 from .._axes import Share
@@ -39,8 +40,12 @@ def part_of(share: Share | None) -> Part | None:
 
 def leaf_key(seed: UInt32[Array, ""], name: str, step: Any) -> UInt32[Array, ""]:
     """What one leaf draws from at one step."""
-    named = mix(seed ^ jnp.uint32(zlib.crc32(name.encode())))
-    return mix(named ^ step.astype(jnp.uint32))
+    return _leaf_key(seed, np.uint32(zlib.crc32(name.encode())), step)
+
+
+@jax.jit  # traced once for all leaves
+def _leaf_key(seed: UInt32[Array, ""], name: UInt32[Array, ""], step: Any) -> UInt32[Array, ""]:
+    return mix(mix(seed ^ name) ^ step.astype(jnp.uint32))
 
 
 def random_bits(

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from .._encoded import BLOCK, Encoded, blocks_of, is_encoded
 
@@ -24,13 +24,12 @@ class Region(NamedTuple):
 
     def starts(self, n: Any) -> tuple[Any, ...]:
         """Where the n-th part begins."""
-        zero = jnp.zeros((), jnp.int32)
-        found = [zero] * len(self.whole)
-        found[self.axis] = self.offset + n % self.along * self.shape[self.axis]
-        n = n // self.along
-        for axis in reversed(range(self.axis)):
-            found[axis] = n % self.whole[axis]
-            n = n // self.whole[axis]
+        found: list[Any] = [np.int32(0)] * len(self.whole)
+        for axis in reversed(range(self.axis + 1)):
+            count = self.along if axis == self.axis else self.whole[axis]
+            place = n if axis == 0 else jax.lax.rem(n, np.int32(count))
+            found[axis] = self.offset + place * self.shape[axis] if axis == self.axis else place
+            n = n if axis == 0 else jax.lax.div(n, np.int32(count))
         return tuple(found)
 
 
@@ -63,7 +62,7 @@ def part(x: Any, starts: Any, shape: tuple[int, ...]) -> Any:
     codes, scales = part(x.codes, starts, shape), x.scales
     if scales is not None:
         scales = jax.lax.dynamic_slice(scales, *_scales_at(x, starts, shape))
-    return Encoded(codes, scales, x.format, x.dtype, x.order)
+    return Encoded(codes, scales, x.coding)
 
 
 def with_part(x: Any, starts: Any, new: Any) -> Any:
@@ -74,4 +73,4 @@ def with_part(x: Any, starts: Any, new: Any) -> Any:
     if scales is not None:
         at = _scales_at(x, starts, new.codes.shape)[0]
         scales = jax.lax.dynamic_update_slice(scales, new.scales, at)
-    return Encoded(codes, scales, x.format, x.dtype, x.order)
+    return Encoded(codes, scales, x.coding)

@@ -1,12 +1,15 @@
 """Which leaves of a state are never negative, found without knowing the rule."""
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._axes import reduction_axes
 from .._types import Params, Rule, State
 
 # fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
@@ -55,6 +58,23 @@ def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None
       params: shapes.
       state: what `rule.init` gives for them, as shapes.
     """
+    leaves = [jax.tree.flatten(t) for t in (params, state)]
+    kinds = tuple((tuple((x.shape, x.dtype) for x in flat), treedef) for flat, treedef in leaves)
+    try:
+        return list(_once(rule, kinds, reduction_axes()))
+    except TypeError:  # something in a tree has no hash
+        return _never_negative(rule, params, state)
+
+
+@functools.lru_cache(maxsize=16)
+def _once(rule: Rule, kinds: tuple[Any, ...], axes: Any) -> tuple[bool | None, ...]:
+    """Wrappers ask again and again for the same shapes."""
+    del axes  # a rule that adds up over an axis can be traced inside it only
+    params, state = (t.unflatten([jax.ShapeDtypeStruct(*kind) for kind in flat]) for flat, t in kinds)
+    return tuple(_never_negative(rule, params, state))
+
+
+def _never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:
     named = [_is_named(state, path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     traced = _traced(rule, params, state)
     return [name or found for name, found in zip(named, traced, strict=True)]
@@ -64,7 +84,7 @@ def _is_named(state: State, path: tuple[Any, ...]) -> bool:
     """Does the innermost field on a path have a name that says it is never negative?"""
     name, holder = "", ""
     for key in path:
-        if isinstance(key, jax.tree_util.GetAttrKey):
+        if isinstance(key, jax.tree_util.GetAttrKey) and _has_fields(state):
             name, holder = key.name, type(state).__name__
             state = getattr(state, key.name)
         elif isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.DictKey):
@@ -74,59 +94,93 @@ def _is_named(state: State, path: tuple[Any, ...]) -> bool:
     return name in _NEVER_NEGATIVE and (holder, name) not in _SIGNED
 
 
+def _has_fields(state: State) -> bool:
+    """Is it a state of a rule, and not a variable around an array, as Flax has them?"""
+    return hasattr(state, "_fields") or dataclasses.is_dataclass(state)
+
+
+class _Since(NamedTuple):
+    """When a value is never negative: always, or if one of these leaves of the state was not before."""
+
+    always: bool = False
+    leaves: frozenset[int] = frozenset()
+
+
+_ALWAYS_SO, _NOT_KNOWN = _Since(True), _Since()
+
+
+def _all(signs: Iterable[_Since]) -> _Since:
+    """When all of them are."""
+    found = [s for s in signs if not s.always]
+    return _Since(False, frozenset.intersection(*(s.leaves for s in found))) if found else _ALWAYS_SO
+
+
+def _any(signs: Iterable[_Since]) -> _Since:
+    """When one of them is."""
+    found = list(signs)
+    if any(s.always for s in found):
+        return _ALWAYS_SO
+    return _Since(False, frozenset().union(*(s.leaves for s in found)))
+
+
 def _traced(rule: Rule, params: Params, state: State) -> list[bool | None]:
+    """One walk through the update, whatever the number of leaves: each value carries what it follows from."""
     leaves = jax.tree.leaves(state)
     try:
         closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
     except Exception:  # it takes arguments that only the step has
         return [None] * len(leaves)
     start = jax.make_jaxpr(rule.init)(params)  # a field may begin as the parameters
-    begins = _outputs(start.jaxpr, start.consts, [False] * len(start.jaxpr.invars))
+    begins = _outputs(start.jaxpr, start.consts, [_NOT_KNOWN] * len(start.jaxpr.invars))
     count = len(jax.tree.leaves(params))
-    ranks = [x.ndim for x in leaves]
-    found: list[bool | None] = []
-    for k in range(len(leaves)):
-        known = [False] * count + [i == k or not ranks[i] for i in range(len(leaves))] + [False] * count
-        found.append(begins[k] and _outputs(closed.jaxpr, closed.consts, known)[k])
-    return found
+    before = [_Since(not x.ndim, frozenset((k,))) for k, x in enumerate(leaves)]
+    known = [_NOT_KNOWN] * count + before + [_NOT_KNOWN] * count
+    after = _outputs(closed.jaxpr, closed.consts, known)
+    return [begins[k].always and (after[k].always or k in after[k].leaves) for k in range(len(leaves))]
 
 
-def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[bool]) -> list[bool]:
-    signs: dict[Any, bool] = dict(zip(jaxpr.invars, known, strict=True))
-    signs |= {v: _is_non_negative(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
+def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[_Since]) -> list[_Since]:
+    signs: dict[Any, _Since] = dict(zip(jaxpr.invars, known, strict=True))
+    signs |= {v: _of_value(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
     given = set(jaxpr.constvars)
 
-    def read(atom: Any) -> bool:
-        return _is_non_negative(atom.val) if hasattr(atom, "val") else signs[atom]
+    def read(atom: Any) -> _Since:
+        return _of_value(atom.val) if hasattr(atom, "val") else signs[atom]
 
     for eqn in jaxpr.eqns:
         made = _equation(eqn, [read(a) for a in eqn.invars])
         # a scalar made of arrays, like a sum of gradients, may be anything; so may what is made of it
-        unknown = eqn.primitive.name == "neg" or any(
-            not hasattr(a, "val") and not signs[a] and (a.aval.ndim or a not in given) for a in eqn.invars
-        )
+        told = _NOT_KNOWN
+        if eqn.primitive.name != "neg":
+            told = _all(
+                signs[a] for a in eqn.invars if not hasattr(a, "val") and (a.aval.ndim or a not in given)
+            )
         for v, sign in zip(eqn.outvars, made, strict=True):
-            signs[v] = sign or not (unknown or getattr(v.aval, "ndim", 1))
+            signs[v] = sign if getattr(v.aval, "ndim", 1) else _any((sign, told))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _equation(eqn: Any, operands: list[bool]) -> list[bool]:
+def _equation(eqn: Any, operands: list[_Since]) -> list[_Since]:
     name, count = eqn.primitive.name, len(eqn.outvars)
     inner = next((eqn.params[k] for k in _CALLS if hasattr(eqn.params.get(k), "consts")), None)
     if inner is not None and len(inner.jaxpr.invars) == len(operands):
         return _outputs(inner.jaxpr, inner.consts, operands)
     if name == "cond":
         branches = [_outputs(b.jaxpr, b.consts, operands[1:]) for b in eqn.params["branches"]]
-        return [all(signs) for signs in zip(*branches, strict=True)]
+        return [_all(signs) for signs in zip(*branches, strict=True)]
     if name in _ALWAYS or (name == "mul" and eqn.invars[0] is eqn.invars[1]):
-        return [True] * count
+        return [_ALWAYS_SO] * count
     if name == "integer_pow":
-        return [eqn.params["y"] % 2 == 0 or operands[0]]
+        return [_ALWAYS_SO if eqn.params["y"] % 2 == 0 else operands[0]]
     if name in ("max", "pmax"):
-        return [any(operands)]
+        return [_any(operands)]
     if name == "select_n":
-        return [all(operands[1:])]
-    return [name in _KEEP and all(operands)] * count
+        return [_all(operands[1:])]
+    return [_all(operands) if name in _KEEP else _NOT_KNOWN] * count
+
+
+def _of_value(x: Any) -> _Since:
+    return _ALWAYS_SO if _is_non_negative(x) else _NOT_KNOWN
 
 
 def _is_non_negative(x: Any) -> bool:

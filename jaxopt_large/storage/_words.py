@@ -3,7 +3,6 @@
 XLA:CPU slices and updates a bfloat16 array by way of a float32 copy of all of it.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -20,8 +19,8 @@ def to_words(x: Any) -> Any:
     if x is None:
         return None
     if is_encoded(x):
-        return dataclasses.replace(x, codes=to_words(x.codes))
-    return _bits(x) if _is_narrow(x.dtype) else x
+        return x._replace(codes=to_words(x.codes))
+    return _bits(x) if is_narrow(x.dtype) else x
 
 
 def from_words(x: Any, like: Any) -> Any:
@@ -29,8 +28,8 @@ def from_words(x: Any, like: Any) -> Any:
     if x is None:
         return None
     if is_encoded(x):
-        return dataclasses.replace(x, codes=from_words(x.codes, like.codes))
-    return jax.lax.bitcast_convert_type(x, like.dtype) if _is_narrow(like.dtype) else x
+        return x._replace(codes=from_words(x.codes, like.codes))
+    return jax.lax.bitcast_convert_type(x, like.dtype) if is_narrow(like.dtype) else x
 
 
 def pack(upper: Array, lower: Array) -> Array:
@@ -47,7 +46,8 @@ def unpack(x: Array, upper: Any, lower: Any) -> tuple[Array, Array]:
     return first, second
 
 
-def _is_narrow(dtype: Any) -> bool:
+def is_narrow(dtype: Any) -> bool:
+    """Is it held as integers?"""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 

@@ -11,11 +11,14 @@ import optax
 from jaxtyping import Array, Int, UInt32
 
 from .._axes import is_surrounded_by, surrounded_by
-from .._encoded import is_encoded
-from .._errors import Problems, message
+from .._encoded import Coding, Encoded, is_encoded
+from .._errors import Problems, is_rule, message
+from .._gradients import Gradients, flat_gradients, in_order
 from .._numerics import safe_increment
 from .._parts import NotByPartsError
-from .._paths import listed, path_string, unlike
+from .._paths import leaf_paths, listed
+from .._states import check_state, explained
+from .._static import ANYTHING, StaticNode, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._by_parts import UpdateByParts, helps
 from ._codec import Codec
@@ -23,15 +26,21 @@ from ._fields import Choice, choose
 from ._format import Format
 from ._random import leaf_key, part_of
 from .float32 import Float32
-from .parameters import ParameterFormat
+from .parameters import ParameterFormat, Split
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class StoredPlan:
-    """What `stored` decided, part of the state's structure: a choice for each leaf of the inner state."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredPlan(StaticNode):
+    """What `stored` decided, part of the state's structure.
+
+    Attributes:
+      choices: one for each leaf of the inner state.
+      codings: of those that are encoded; None for the others.
+    """
 
     choices: tuple[Choice, ...]
+    codings: tuple[Coding | None, ...]
 
 
 class StoredState(NamedTuple):
@@ -103,6 +112,9 @@ def stored(
     def init(params: Params) -> StoredState:
         if is_surrounded_by("stored"):
             raise ValueError(message("stored", "is inside another stored", do="Name all fields in one"))
+        if is_placeholder(params):
+            step, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32)
+            return StoredState(step, number, None if kept is None else params, rule.init(params), ANYTHING)
         _warn_of_low_precision(params, kept)
         residuals = None if kept is None else jax.tree.map(lambda p: _residual(kept, p), params)
         wide = params if kept is None else jax.tree.map(_widened, params)
@@ -112,7 +124,8 @@ def stored(
         step, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32)
         leaves, treedef = jax.tree.flatten(inner)
         encoded = [_encode(c, x, number, step) for c, x in zip(choices, leaves, strict=True)]
-        plan = StoredPlan(tuple(c._replace(share=None) for c in choices))
+        codings = tuple(x.coding if is_encoded(x) else None for x in encoded)
+        plan = StoredPlan(tuple(c._replace(share=None) for c in choices), codings)
         return StoredState(step, number, residuals, treedef.unflatten(encoded), plan)
 
     def update(
@@ -122,17 +135,24 @@ def stored(
             raise ValueError(
                 message("stored", "params are needed, got None", do="Call update(grads, state, params)")
             )
+        check_state("stored", StoredState, state)
+        _check_kept(kept, state, params)
+        gradients = _in_order(updates, state.plan, params)
         if kept is not None:
-            _check_trees(updates, state, params)
+            _check_residuals(state, params)
         step = safe_increment(state.step)
+        like = gradients.treedef.unflatten(range(len(gradients.leaves)))
+        updates = gradients.tree
+        given = jax.tree.structure(state.inner)
+        state = state._replace(inner=_put_together(state.inner, state.plan))
 
         def whole(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
-            codec = Codec(kept, state.plan.choices, state.seed, step, updates)
+            codec = Codec(kept, state.plan.choices, state.seed, step, like)
             with surrounded_by("stored"):
                 return _update(codec, rule, updates, state, params, extra)
 
         def by_parts(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
-            codec = Codec(kept, state.plan.choices, state.seed, step, updates)
+            codec = Codec(kept, state.plan.choices, state.seed, step, like)
             try:
                 with surrounded_by("stored"):
                     return UpdateByParts(
@@ -141,14 +161,37 @@ def stored(
             except NotByPartsError:
                 return whole(updates, state, params)
 
-        if helps(updates, params):
+        if gradients.are_all and helps(updates, params):
             made = jax.lax.platform_dependent(updates, state, params, cpu=by_parts, default=whole)
         else:
             made = whole(updates, state, params)
         changes, inner, residuals = made
+        if given != jax.tree.structure(inner):
+            inner = given.unflatten(jax.tree.leaves(inner))
         return changes, StoredState(step, state.seed, residuals, inner, state.plan)
 
     return make_rule(init, update)
+
+
+def _put_together(inner: State, plan: StoredPlan) -> State:
+    """The state with its arrays encoded, where codes and scales come in a mapping.
+
+    `flax.nnx.Optimizer` hands back what it was given, except for what stands in the place of an array: there
+    it turns every node into a mapping of its own.
+    """
+    nodes, treedef = jax.tree.flatten(inner, is_leaf=lambda x: is_encoded(x) or _is_taken_apart(x))
+    if len(nodes) != len(plan.codings) or not any(_is_taken_apart(x) for x in nodes):
+        return inner
+    return treedef.unflatten(
+        [
+            Encoded(x["codes"], x.get("scales"), coding) if coding and _is_taken_apart(x) else x
+            for x, coding in zip(nodes, plan.codings, strict=True)
+        ]
+    )
+
+
+def _is_taken_apart(x: Any) -> bool:
+    return isinstance(x, Mapping) and set(x) in ({"codes"}, {"codes", "scales"})
 
 
 def is_stored(x: Any) -> bool:
@@ -158,7 +201,7 @@ def is_stored(x: Any) -> bool:
 
 def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
     problems = Problems("stored")
-    if not (hasattr(rule, "init") and hasattr(rule, "update")):
+    if not is_rule(rule):
         problems.add(f"rule is not a rule, got {rule!r}")
     if params is not None and not hasattr(params, "residual"):
         problems.add(
@@ -182,11 +225,35 @@ def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
     problems.raise_if_any(TypeError)
 
 
-def _check_trees(updates: Updates, state: StoredState, params: Params) -> None:
-    """Raises where updates and residuals are not like the parameters."""
-    if jax.tree.structure(updates) != jax.tree.structure(params):
-        wrong = f"updates and params have different trees: {unlike(updates, params)}"
-        raise ValueError(message("stored", wrong, do="Pass both whole"))
+def _in_order(updates: Updates, plan: StoredPlan, params: Params | None) -> Gradients:
+    """Gradients in the order of the parameters that the plan was made for."""
+    gradients = in_order("stored", updates, params)
+    if params is not None or len(flat_gradients(updates).leaves) == len(gradients.leaves):
+        return gradients
+    paths = leaf_paths(updates)  # is a None in the tree a parameter's, or was there none in init?
+    known = [(c.owner, c.path) for c in plan.choices if c.owner is not None]
+    if all(owner < len(paths) and paths[owner] == path for owner, path in known):
+        return gradients
+    return flat_gradients(updates)
+
+
+def _check_kept(kept: ParameterFormat | None, state: StoredState, params: Params | None) -> None:
+    """Raises where a state has residuals that this rule does not write, or lacks those that it reads."""
+    reads, held = isinstance(kept, Split), bool(jax.tree.leaves(state.residuals))
+    wanted = reads and any(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(params))
+    if (held and not reads) or (wanted and not held):
+        has = "has the residuals of split()" if held else "has no residuals"
+        raise ValueError(
+            message(
+                "stored",
+                f"the state is of a rule that keeps parameters otherwise: it {has}, got params={kept}",
+                do="Pass what this rule's init or update has returned, or jl.convert the state",
+            )
+        )
+
+
+def _check_residuals(state: StoredState, params: Params) -> None:
+    """Raises where residuals are not like the parameters."""
     try:
         jax.tree.structure(params).flatten_up_to(state.residuals)
     except ValueError as error:
@@ -199,8 +266,8 @@ def _is_low(p: Any) -> bool:
 
 
 def _warn_of_low_precision(params: Params, kept: ParameterFormat | None) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    low = [path_string(k) for k, p in leaves if (_is_low(p) if kept is None else p.dtype == jnp.float16)]
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+    low = [path for path, p in leaves if (_is_low(p) if kept is None else p.dtype == jnp.float16)]
     if low:
         warnings.warn(
             message(
@@ -224,17 +291,23 @@ def _update(
     nodes, inner = jax.tree.flatten(state.inner, is_leaf=is_encoded)
     decoded = inner.unflatten([codec.decode(x) for x in nodes])
     if not codec.special:
-        changes, new = rule.update(updates, decoded, params, **extra)
+        with explained("stored", rule.init, decoded, updates, params):
+            changes, new = rule.update(updates, decoded, params, **extra)
         residuals = None
     else:
         kept, treedef = jax.tree.flatten(params)
         old = treedef.flatten_up_to(state.residuals)
         values = [codec.read(p, r) for p, r in zip(kept, old, strict=True)]
-        gradients = jax.tree.map(codec.widen, updates, params)
-        changes, new = rule.update(gradients, decoded, treedef.unflatten(values), **extra)
+        gradients = Gradients(treedef.flatten_up_to(updates), treedef)
+        wide = [None if g is None else codec.widen(g, p) for g, p in zip(gradients.leaves, kept, strict=True)]
+        values = treedef.unflatten(values)
+        wide = treedef.unflatten(wide)
+        with explained("stored", rule.init, decoded, wide, values):
+            changes, new = rule.update(wide, decoded, values, **extra)
+        steps = zip(kept, treedef.flatten_up_to(values), gradients.changes(changes, values), strict=True)
         made = [
             codec.write(i, p, value + u) if codec.keeps(p) else (u, None)
-            for i, (p, value, u) in enumerate(zip(kept, values, treedef.flatten_up_to(changes), strict=True))
+            for i, (p, value, u) in enumerate(steps)
         ]
         changes, residuals = (treedef.unflatten([pair[k] for pair in made]) for k in (0, 1))
     encoded = [
@@ -254,7 +327,9 @@ def _encode(choice: Choice, x: Array, seed: Array, step: Array) -> Any:
         return x.astype(jnp.float32) if _is_low(x) else x
     key = leaf_key(seed, f"{choice.field}/{choice.path}", step)
     encoded = choice.format.encode(x, key, part=part_of(choice.share))
-    return dataclasses.replace(encoded, dtype="float32") if _is_low(x) else encoded
+    if not _is_low(x):
+        return encoded
+    return encoded._replace(coding=dataclasses.replace(encoded.coding, decoded_dtype="float32"))
 
 
 # --- parameters ---------------------------------------------------------------------------------------

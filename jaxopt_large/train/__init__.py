@@ -1,4 +1,5 @@
 """Training runs: the only place with a loop, a clock and a terminal."""
 
 from ._errors import RunError as RunError
+from ._errors import RunWriteError as RunWriteError
 from .loop import train as train

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._paths import first_match, map_with_path
+from .._errors import Problems
+from .._paths import first_match, leaf_paths, map_with_path, nearest
 from .._types import Params, Rule, State
 from ..config import Config
 from ..models._model import Model
 from ..placement.logical import unpadded
 from ..placement.per_device import to_global, to_per_device
+from ._errors import RunError
 from .step import Metrics, make_evaluation, make_step
 
 
@@ -140,15 +142,34 @@ class PmapExecution:
 
 
 def param_shardings(config: Config, params: Params, mesh: Any) -> Any:
-    """Each parameter's sharding: the spec of the first glob in placement.params, else replicated."""
-    specs = config.placement.params
+    """Each parameter's sharding: the spec of the first glob in placement.params, else replicated.
+
+    Raises:
+      RunError: a glob matches no parameter, or a spec does not divide those that it matches.
+    """
+    specs, sizes = config.placement.params, config.placement.mesh
+    problems, unused = Problems("placement.params"), set(specs)
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
-        del leaf
         glob = first_match(list(specs), path)
-        return NamedSharding(mesh, PartitionSpec(*specs[glob]) if glob else PartitionSpec())
+        if glob is None:
+            return NamedSharding(mesh, PartitionSpec())
+        unused.discard(glob)
+        spec, shape = specs[glob], tuple(leaf.shape)
+        cuts = [(n, axis, sizes[axis]) for n, axis in zip(shape, spec, strict=False) if axis]
+        uneven = [f"{n} by {axis}={size}" for n, axis, size in cuts if n % size]
+        if len(spec) > len(shape):
+            problems.add(f"{glob!r} divides more dimensions than there are, got {spec} for {shape}", at=path)
+        elif uneven:
+            problems.add(f"{glob!r} does not divide evenly, got {', '.join(uneven)}", at=path)
+        return NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
 
-    return map_with_path(sharding, params)
+    found = map_with_path(sharding, params)
+    for glob in unused:
+        near = f"the nearest are {nearest(glob, leaf_paths(params))}"
+        problems.add(f"{glob!r} matches no parameter that no glob before it does", allowed=near)
+    problems.raise_if_any(RunError)
+    return found
 
 
 def _on_mesh(state: State, mesh: Mesh) -> State:

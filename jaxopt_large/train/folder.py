@@ -1,18 +1,51 @@
-"""A run's folder: configuration, metrics, checkpoints, summary."""
+"""A run's folder: configurations, metrics, checkpoints, summary."""
 
 import json
 import math
 import os
 import re
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._errors import message
-from ..checkpoint import CheckpointError, read_metadata, restore, save
-from ._errors import RunError
+from .._processes import on_any
+from .._writing import not_written
+from ..checkpoint import (
+    CheckpointError,
+    NotWrittenError,
+    RestoreReport,
+    difference,
+    read_metadata,
+    restore,
+    restore_changed,
+    save,
+)
+from ._errors import RunError, RunWriteError
+from .lock import NAME, Lock
 
 _STEP = re.compile(r"step_(\d+)$")
+_CONFIG = "config.yaml"
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint holds; with a report where only what is common was read."""
+
+    step: int
+    tree: Any
+    metadata: dict[str, Any]
+    report: RestoreReport | None
+
+
+class OtherTreeError(RunError):
+    """A checkpoint holds the arrays of another tree; the report says what both have."""
+
+    def __init__(self, text: str, step: int, metadata: dict[str, Any], report: RestoreReport):
+        super().__init__(text)
+        self.step, self.metadata, self.report = step, metadata, report
 
 
 class RunFolder:
@@ -20,26 +53,61 @@ class RunFolder:
 
     def __init__(self, path: Path, *, keep: int, writes: bool = True):
         self.path, self._keep, self._writes = path, keep, writes
-        self._metrics = None
+        self._metrics: Any = None
 
-    def create(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes up one that is there.
+    @contextmanager
+    def taken(self, *, resume: bool, overwrite: bool) -> Iterator[str]:
+        """The folder, for this run alone; it is made, and is gone again if nothing comes into it.
+
+        Yields:
+          What is to be said to the user.
 
         Raises:
-          RunError: a run is there, and neither `resume` nor `overwrite` was asked for.
+          RunError: another process runs it; or a run is there, and neither `resume` nor `overwrite` was
+            asked for. All processes of this run are refused together.
         """
-        if self.path.exists() and any(self.path.iterdir()) and not resume:
-            if not overwrite:
-                raise RunError(
-                    message(
-                        "train",
-                        f"a run is there already, {str(self.path)!r}",
-                        do="Go on with --resume, start again with --overwrite, or take another name",
-                    )
-                )
+        lock, note, failure = Lock(self.path), "", None
+        made = [f for f in (self.path, *self.path.parents) if not f.exists()] if self._writes else []
+        try:
             if self._writes:
-                shutil.rmtree(self.path)
-        if self._writes:
+                try:
+                    note = self._take(lock, resume or overwrite)
+                except RunError as error:
+                    failure = error
+            if on_any(failure is not None):
+                raise failure or RunError("train: the run was refused; its first process says why.")
+            yield note
+        finally:
+            self._close_metrics()
+            lock.release()
+            for folder in made:
+                with suppress(OSError):  # something is in it
+                    folder.rmdir()
+
+    def _take(self, lock: Lock, may_be_there: bool) -> str:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunWriteError(not_written("train", self.path, error)) from None
+        note = lock.take()
+        if not may_be_there and any(f.is_file() and f.name != NAME for f in self.path.rglob("*")):
+            raise RunError(
+                message(
+                    "train",
+                    f"a run is there already, {str(self.path)!r}",
+                    do="Go on with --resume, start again with --overwrite, or take another name",
+                )
+            )
+        return note
+
+    def begin(self, *, anew: bool) -> None:
+        """Removes what a run that starts anew replaces, and what one that was killed has left."""
+        if not self._writes:
+            return
+        with self._refusals(self.path):
+            for old in self.path.iterdir() if anew else []:
+                if old.name != NAME:
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for leftover in self.checkpoints.glob(".*"):  # of a save or a removal that was killed
                 shutil.rmtree(leftover)
@@ -49,6 +117,12 @@ class RunFolder:
         """Where they are kept."""
         return self.path / "checkpoints"
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with this run."""
+        runs = [] if str(self.path.parent) == "runs" else ["--runs", str(self.path.parent)]
+        return shlex.join(["jaxopt-large", "train", str(self.path / _CONFIG), *runs, "--resume"])
+
     # --- checkpoints
 
     def steps(self) -> list[int]:
@@ -57,39 +131,74 @@ class RunFolder:
         return sorted(int(m.group(1)) for m in found if m)
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint, unless that step has one, and removes all but the newest few."""
+        """Writes a checkpoint, unless that step has one, and removes all but the newest few.
+
+        Raises:
+          RunWriteError: it cannot be written; nothing of it is left.
+        """
         if step not in self.steps():
-            save(self._checkpoint(step), tree, metadata=metadata)
+            try:
+                save(self._checkpoint(step), tree, metadata=metadata)
+            except NotWrittenError as error:
+                raise RunWriteError(f"{error} {self._safe()}") from error.__cause__
         for old in self.steps()[: -self._keep] if self._writes else []:
             aside = self.checkpoints / f".step_{old:08d}.old"  # out of sight first: removal is not atomic
             self._checkpoint(old).rename(aside)
             shutil.rmtree(aside)
 
-    def load(self, like: Any, *, fall_back: bool) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint and its metadata; None where there is none.
+    def load(self, like: Any, *, fall_back: bool, changed: bool) -> Loaded | None:
+        """The newest checkpoint; None where there is none.
 
-        With `fall_back`, one that is damaged is passed over for the next older one.
+        With `fall_back`, one that is damaged is passed over for the next older one. With `changed`, what it
+        and `like` have in common is read.
 
         Raises:
           CheckpointError: the newest is damaged, and falling back was not asked for, or all are.
-          RunError: it belongs to another model.
+          OtherTreeError: it holds other arrays than `like`.
         """
         steps = self.steps()
         for step in reversed(steps):
             path = self._checkpoint(step)
             try:
-                return restore(path, like), read_metadata(path)
+                metadata = read_metadata(path)
+                try:
+                    found = restore_changed(path, like) if changed else (restore(path, like), None)
+                except CheckpointError:
+                    raise
+                except ValueError as error:
+                    raise OtherTreeError(str(error), step, metadata, difference(path, like)) from error
+                return Loaded(step, found[0], metadata, found[1])
             except CheckpointError as error:
                 if fall_back and step != steps[0]:
                     continue
                 hint = "" if fall_back or step == steps[0] else "\nOlder ones are there: add --fall-back."
                 raise CheckpointError(f"{error}{hint}") from error
-            except ValueError as error:
-                raise RunError(str(error)) from error
         return None
 
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:08d}"
+
+    def _safe(self) -> str:
+        """What a run that cannot write can go on with."""
+        steps = self.steps()
+        if not steps:
+            return "No step is saved yet."
+        return f"Step {steps[-1]} is safe: go on with {self.resume_command}"
+
+    # --- configurations
+
+    def configuration(self) -> str:
+        """The text of the one that the folder has; empty where there is none."""
+        file = self.path / _CONFIG
+        return file.read_text() if file.is_file() else ""
+
+    def keep_configuration(self, text: str, step: int) -> None:
+        """Writes the configuration of the run from `step` on; one that differs stays as config.1.yaml ..."""
+        before = self.configuration()
+        if before and before != text:
+            number = 1 + sum(1 for _ in self.path.glob("config.*.yaml"))
+            self.write(f"config.{number}.yaml", f"# of this run until step {step}\n{before}")
+        self.write(_CONFIG, text)
 
     # --- metrics
 
@@ -97,18 +206,21 @@ class RunFolder:
         """Opens metrics.jsonl for appending, without what was written after `last_step`."""
         if not self._writes:
             return
-        file = self.path / "metrics.jsonl"
         kept = [line for line in self.metrics() if line["step"] <= last_step]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._metrics = file.open("a", buffering=1)
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        with self._refusals(self.path / "metrics.jsonl"):
+            # no buffer: what the disk does not take would be tried again at the end
+            self._metrics = (self.path / "metrics.jsonl").open("ab", buffering=0)
 
     def log(self, **values: Any) -> None:
         """Appends one line; numbers that are not finite become null."""
-        if self._metrics is not None:
-            clean = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-            }
-            self._metrics.write(json.dumps(clean) + "\n")
+        if self._metrics is None:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        left = (json.dumps(clean) + "\n").encode()
+        with self._refusals(self.path / "metrics.jsonl"):
+            while left:
+                left = left[self._metrics.write(left) :]
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines; one that a kill has torn is left out."""
@@ -121,16 +233,34 @@ class RunFolder:
                 continue
         return lines
 
-    def close(self) -> None:
-        """Closes metrics.jsonl."""
+    def _close_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
 
     # --- whole files
 
-    def write(self, name: str, text: str) -> None:
-        """Writes a file in one rename."""
-        if self._writes:
-            aside = self.path / f".{name}.part"
-            aside.write_text(text)
-            os.replace(aside, self.path / name)
+    def write(self, name: str, content: str | bytes) -> None:
+        """Writes a file in one rename.
+
+        Raises:
+          RunWriteError: it cannot be written; the one before is whole.
+        """
+        if not self._writes:
+            return
+        aside = self.path / f".{name}.part"
+        data = content.encode() if isinstance(content, str) else content
+        with self._refusals(self.path / name, len(data)):
+            try:
+                aside.write_bytes(data)
+                os.replace(aside, self.path / name)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def _refusals(self, path: Path, needed: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            text = not_written("train", path, error, needed=needed)
+            raise RunWriteError(f"{text} {self._safe()}") from None

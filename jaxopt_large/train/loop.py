@@ -18,17 +18,18 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from .._errors import message
-from ..config import Config, to_yaml
+from ..config import Config, settings, to_yaml
 from ..config._build import build, learning_rate
 from ..data import load_data
 from ..data._dataset import Batch, Batches, Dataset
 from ..models import make_model
 from ._errors import RunError
-from .devices import describe, prepare
+from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
 from .folder import RunFolder
 from .progress import Progress
 from .report import Card, draw_curves
+from .resume import resumed
 from .step import watched
 
 
@@ -51,6 +52,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     fall_back: bool = False,
+    changed: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Runs a training run from start to end, or goes on with one.
@@ -62,25 +64,38 @@ def train(
         start where there is none.
       overwrite: remove a run of the same name first.
       fall_back: when resuming, pass over damaged checkpoints.
+      changed: when resuming with a changed configuration, go on with the arrays that it and the checkpoint
+        have in common; the others start afresh.
       console: where to show progress; standard output by default.
 
     Returns:
       The summary that stands in `summary.json`; `interrupted` is set when a signal ended the run.
 
     Raises:
-      RunError: the run cannot start.
+      RunError: the run cannot start, another process runs it, or a file cannot be written.
       CheckpointError: the checkpoint to resume from is damaged.
     """
+    if changed and not resume:
+        raise RunError(message("train", "changed goes with resume", do="Add --resume"))
+    model = make_model(config.model)
+    check_trains(config, model)
     mesh = prepare(config)
+    check_fits(model.abstract())
     main = jax.process_index() == 0
     console = console or Console(quiet=not main)
     folder = RunFolder(Path(runs) / config.name, keep=config.train.keep, writes=main)
-    dataset = load_data(config.data, config.seed)
-    model = make_model(config.model)
-    execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
-    folder.create(resume=resume, overwrite=overwrite)
-    run = _Run(config, folder, dataset, execution, console, mesh)
-    return run.go(resume=resume, fall_back=fall_back)
+    with folder.taken(resume=resume, overwrite=overwrite) as note:
+        if note:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        dataset = load_data(config.data, config.seed)
+        with _refusals():
+            execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
+            run = _Run(config, folder, dataset, execution, console, mesh)
+        folder.begin(anew=not resume)
+        if resume:
+            run.take_up(fall_back=fall_back, changed=changed)
+        with _refusals(of=(MemoryError, jax.errors.JaxRuntimeError)):
+            return run.go()
 
 
 class _Run:
@@ -98,21 +113,19 @@ class _Run:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.execution, self.console, self.mesh = execution, console, mesh
         self.at = _Position()
+        self.params, self.state = execution.init(jax.random.key(config.seed))
         self.batches = Batches(dataset, config.train.batch, config.seed)
         self.validation = _validation_batches(dataset, config)
         self.rate = learning_rate(config)
         # Two programs in flight on simulated devices can block each other's threads for good.
         self.one_at_a_time = mesh.devices.flat[0].platform == "cpu" and mesh.size > 1
 
-    def go(self, *, resume: bool, fall_back: bool) -> dict[str, Any]:
-        self.params, self.state = self.execution.init(jax.random.key(self.config.seed))
-        if resume:
-            self._take_up(fall_back)
-        self.folder.write("config.yaml", to_yaml(self.config))
+    def go(self) -> dict[str, Any]:
+        self.folder.keep_configuration(to_yaml(self.config), self.at.step)
         self.folder.open_metrics(self.at.step)
         whole, most = self.execution.state_bytes(self.state)
         parameters = sum(x.size for x in jax.tree.leaves(self.params)) // self._copies()
-        card = Card(self.config, self.dataset, parameters, whole, most, describe(self.mesh), self.folder.path)
+        card = Card(self.config, self.dataset, parameters, whole, most, describe(self.mesh), self.folder)
         card.show_start(self.console, self.at.step)
         with (
             _stop_on_signal() as stop,
@@ -121,16 +134,11 @@ class _Run:
             self._loop(progress, stop)
         summary = self._summary(whole, most, interrupted=self.at.step < self.config.train.steps)
         self.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
-        self.folder.close()
         card.show_end(self.console, summary, self.folder.metrics())
         if jax.process_index() == 0:
-            draw_curves(
-                self.folder.path / "curves.png",
-                self.folder.metrics(),
-                self.config,
-                self.dataset,
-                self.console,
-            )
+            picture = draw_curves(self.folder.metrics(), self.config, self.dataset, self.console)
+            if picture:
+                self.folder.write("curves.png", picture)
         return summary
 
     def _loop(self, progress: Progress, stop: threading.Event) -> None:
@@ -185,29 +193,27 @@ class _Run:
             "position": dataclasses.asdict(self.at),
             "data": self.dataset.facts,
             "devices": self.mesh.size,
+            "config": settings(self.config),
         }
         with progress.saving():
             self.folder.save(self.at.step, self.execution.saved(self.params, self.state), metadata)
 
-    def _take_up(self, fall_back: bool) -> None:
-        like = self.execution.saved(self.params, self.state)
-        found = self.folder.load(like, fall_back=fall_back)
-        if found is None:
-            self.console.print("Nothing to resume from: starting at step 0.")
-            return
-        tree, metadata = found
-        if metadata["data"].get("sha256") != self.dataset.facts["sha256"]:
-            raise RunError(
-                message(
-                    "train",
-                    f"the data has changed since the checkpoint, got SHA-256 {self.dataset.facts['sha256']}",
-                    allowed=f"it was {metadata['data'].get('sha256')}",
-                    do="Start a run of another name",
-                )
-            )
-        self.params, self.state = self.execution.loaded(tree, self.params, self.state)
-        self.at = _Position(**metadata["position"])
-        self.batches.go_to(metadata["position"]["data"])
+    def take_up(self, *, fall_back: bool, changed: bool) -> None:
+        """Goes to where the newest checkpoint was written."""
+        found = resumed(
+            self.folder,
+            self.execution.saved(self.params, self.state),
+            self.config,
+            self.dataset,
+            self.console,
+            fall_back=fall_back,
+            changed=changed,
+        )
+        if found is not None:
+            tree, position = found
+            self.params, self.state = self.execution.loaded(tree, self.params, self.state)
+            self.at = _Position(**position)
+            self.batches.go_to(position["data"])
 
     def _summary(self, whole: int, most: int, *, interrupted: bool) -> dict[str, Any]:
         skipped = [m["skipped_steps"] for m in self.folder.metrics() if "skipped_steps" in m]
@@ -230,6 +236,22 @@ class _Run:
     def _copies(self) -> int:
         """Under pmap every parameter has a leading axis of copies."""
         return self.mesh.size if self.config.placement.parallel == "pmap" else 1
+
+
+@contextmanager
+def _refusals(of: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """What the rule, the model or the devices refuse, as an error of the run."""
+    try:
+        yield
+    except of as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
+            reason = " ".join(text.split())[:200]
+            do = "Lower train.batch, raise train.accumulate, or take more devices"
+            raise RunError(message("train", f"out of memory ({reason})", do=do)) from error
+        if isinstance(error, RunError) or not isinstance(error, ValueError | TypeError):
+            raise
+        raise RunError(text) from error
 
 
 def _validation_batches(dataset: Dataset, config: Config) -> list[Batch]:

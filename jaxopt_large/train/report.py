@@ -1,8 +1,8 @@
 """What a run shows at its start and its end: a card, a curve in the terminal, a picture."""
 
+import io
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,8 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from .._tables import size
 from ..config import Config
 from ..data._dataset import Dataset
+from .folder import RunFolder
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _LEAST = 1e-9  # a loss of 0 has no logarithm
@@ -29,7 +31,7 @@ class Card:
         state_whole: int,
         state_most: int,
         devices: str,
-        folder: Path,
+        folder: RunFolder,
     ):
         self._config, self._dataset, self._parameters = config, dataset, parameters
         self._whole, self._most, self._devices, self._folder = state_whole, state_most, devices, folder
@@ -72,8 +74,8 @@ class Card:
         table.add_row("time", f"{summary['wall_seconds']:.1f} s for {summary['steps']} steps, {speed}")
         table.add_row("state", self._state())
         table.add_row("skipped", f"{summary['skipped_steps']} steps with a non-finite gradient")
-        table.add_row("folder", str(self._folder))
-        resume = f"jaxopt-large train {self._folder / 'config.yaml'} --resume"
+        table.add_row("folder", str(self._folder.path))
+        resume = self._folder.resume_command
         if summary["interrupted"]:
             table.add_row("go on", resume)
             title = f"run {self._config.name} stopped at step {summary['steps']}, saved"
@@ -90,19 +92,19 @@ class Card:
 
     def _state(self) -> str:
         share = self._most / self._whole if self._whole else 1.0
-        return f"{_size(self._most)} per device, {_size(self._whole)} unsharded ({share:.1%})"
+        return f"{size(self._most)} per device, {size(self._whole)} unsharded ({share:.1%})"
 
 
 def draw_curves(
-    file: Path, metrics: list[dict[str, Any]], config: Config, dataset: Dataset, console: Console
-) -> None:
-    """Writes the curves as a PNG, where matplotlib is installed."""
+    metrics: list[dict[str, Any]], config: Config, dataset: Dataset, console: Console
+) -> bytes | None:
+    """The curves as a PNG, where matplotlib is installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         console.print("No picture of the curves: matplotlib comes with jaxopt_large[viz].")
-        return
+        return None
     train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
     valid = [(m["step"], m["validation_loss"]) for m in metrics if m.get("validation_loss") is not None]
     norms = [(m["step"], m["gradient_norm"]) for m in metrics if m.get("gradient_norm") is not None]
@@ -124,7 +126,9 @@ def draw_curves(
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.savefig(file)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def _curve(values: list[float], width: int) -> list[str]:
@@ -159,10 +163,3 @@ def _unicode(console: Console) -> bool:
 def _count(number: int) -> str:
     digits = int(math.log10(max(number, 1))) // 3
     return f"{number / 1000**digits:.3g}{('', ' k', ' M', ' G', ' T')[digits]}"
-
-
-def _size(number: int) -> str:
-    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= limit:
-            return f"{number / limit:.2f} {unit}"
-    return f"{number} B"

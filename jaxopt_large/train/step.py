@@ -74,8 +74,8 @@ def make_step(
         if average_gradients:
             grads = jax.lax.pmean(grads, mean_over)
         updates, state = rule.update(grads, state, params)
-        watch = _find(WatchState, state)
-        guard = _find(SkipNonfiniteState, watch.inner)
+        watch = find(WatchState, state)
+        guard = find(SkipNonfiniteState, watch.inner)
         skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped
         metrics = Metrics(loss, watch.norm, skipped)
         return optax.apply_updates(params, updates), state, metrics
@@ -105,7 +105,7 @@ def _loss_of(model: Model) -> Callable[..., Any]:
     return model.loss
 
 
-def _find(kind: type, state: State) -> Any:
+def find(kind: type, state: State) -> Any:
     """The outermost part of the state that is of a kind, or None."""
     parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
     return next((x for x in parts if isinstance(x, kind)), None)

@@ -255,3 +255,26 @@ def test_storage(tmp_path):
     bad = text.replace("mu: int8", "mu: int9")
     with pytest.raises(ConfigError, match=r"optimizer.storage.fields.mu.*(int9|must be)"):
         _load(tmp_path, bad)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.vocabulary=100", "model.vocabulary: 100 is too small; bytes are 256"),
+        ("model={kind: mlp, inputs: 63}", "model.inputs: 63 is not the number of pixels, 64"),
+        ("model={kind: mlp, classes: 9}", "model.classes: 9 is too small; there are 10 digits"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data(tmp_path, override, expected):
+    """JAX would take another row of the embedding, and say nothing."""
+    data = [] if "vocabulary" in override else ["data={kind: digits}"]
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, overrides=[override, *data])
+    assert str(caught.value) == f"--set {override}: {expected}"
+
+
+def test_off_needs_no_quotes(tmp_path):
+    assert _load(tmp_path, _GOOD + "distributed: off\n").distributed == "off"
+    assert _load(tmp_path, overrides=["distributed=off"]).distributed == "off"
+    with pytest.raises(ConfigError, match=r"distributed: must be 'off' or 'auto' \(got True\)"):
+        _load(tmp_path, _GOOD + "distributed: on\n")

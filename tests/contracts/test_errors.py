@@ -117,3 +117,68 @@ def test_schedules_check_their_numbers():
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'adamx'"):
         _ = jl.adamx
+
+
+@pytest.mark.parametrize(
+    "other",
+    [None, (), jl.lion(0.1).init(jnp.ones(2)), jl.sgd(0.1, 0.9).init(jnp.ones(2)), {"mu": 1}],
+    ids=["None", "empty", "of three", "sgd", "a dict"],
+)
+def test_states_of_other_rules(other):
+    rule, params = jl.adam(0.1), jnp.ones(2)
+    with pytest.raises(
+        ValueError, match=r"adam: the state is not one of adam: expected .*, got .*"
+    ) as caught:
+        rule.update(params, other, params)
+    assert _GRAMMAR.match(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "returned", [None, "0.1", 1j, [0.1], jnp.ones(3)], ids=["None", "text", "complex", "list", "vector"]
+)
+def test_what_schedules_return(returned):
+    rule, params = jl.adamw(lambda count: returned), jnp.ones(2)
+    with pytest.raises((TypeError, ValueError), match=r"adamw: learning_rate is not a (number|scalar), got"):
+        rule.update(params, rule.init(params), params)
+
+
+@pytest.mark.parametrize("dtype", ["junk", int, object()])
+def test_dtypes_that_are_none(dtype):
+    for make in (jl.adam, jl.adamw, jl.lion):
+        with pytest.raises(ValueError, match=f"{make.__name__}: mu_dtype is not a floating dtype"):
+            make(0.1, mu_dtype=dtype)
+    with pytest.raises(ValueError, match="sgd: accumulator_dtype is not a floating dtype"):
+        jl.sgd(0.1, accumulator_dtype=dtype)
+
+
+_PARAMS = {"w": jnp.ones((4, 4))}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rule, state: jl.explain(3, _PARAMS),
+        lambda rule, state: jl.explain(rule, {"w": "x"}),
+        lambda rule, state: jl.explain_apply(rule, {"w": "x"}),
+        lambda rule, state: jl.state_shardings(rule, "x"),
+        lambda rule, state: jl.state_specs(rule, _PARAMS, mesh=3),
+        lambda rule, state: jl.apply(rule, _PARAMS, state, None),
+        lambda rule, state: jl.apply(rule, None, state, _PARAMS),
+        lambda rule, state: jl.convert(state, 3, rule),
+        lambda rule, state: jl.convert(state, rule, None),
+        lambda rule, state: jl.microbatched_grad(3, 2),
+        lambda rule, state: jl.accumulate(rule, 2.5),
+        lambda rule, state: jl.stored(rule, mu="int8"),
+        lambda rule, state: jl.plan.collectives(3),
+    ],
+)
+def test_arguments_of_another_kind(call):
+    rule = jl.adam(1e-3)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(rule, rule.init(_PARAMS))
+    assert all(_GRAMMAR.match(line) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_numbers_are_explained_as_parameters():
+    rule = jl.adam(1e-3)
+    assert len(jl.explain_apply(rule, {"a": 1.0, "w": jnp.ones((4, 4))})) == 2

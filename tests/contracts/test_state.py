@@ -10,7 +10,7 @@ import pytest
 
 import jaxopt_large as jl
 
-from ..catalog import every_rule, every_variant, like, mixed_params
+from ..catalog import RULES, every_rule, every_variant, like, mixed_params
 
 
 def _signature(tree):
@@ -88,7 +88,11 @@ def test_scan_equals_a_python_loop_bit_for_bit(case):
             _same_bits(a, b)
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "case",
+    [c if str(c) in ("sgd", "adamw") else pytest.param(c, marks=pytest.mark.full) for c in RULES],
+    ids=str,
+)
 def test_works_inside_optax_chain_multi_steps_and_inject_hyperparams(case):
     params = mixed_params()
 

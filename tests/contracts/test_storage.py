@@ -217,9 +217,11 @@ def test_errors_of_parameters_and_of_what_is_inside():
     params = {"w": _normal(0).astype(jnp.bfloat16), "b": jnp.ones(3)}
     rule = jl.stored(jl.sgd(1e-2, momentum=0.9), params=jl.split())
     state = rule.init(params)
-    with pytest.raises(ValueError, match=r"stored: updates and params have different trees: 'b'. Pass both"):
+    with pytest.raises(ValueError, match=r"stored: the gradient is missing at b. Pass all gradients"):
         rule.update({**params, "b": None}, state, params)
-    with pytest.raises(ValueError, match=r"stored: updates and params have different trees: 'w'. Pass both"):
+    with pytest.raises(
+        ValueError, match=r"stored: gradients do not have the structure of the params: missing 'w'"
+    ):
         rule.update({"b": params["b"]}, state, params)
     with pytest.raises(ValueError, match=r"stored: params and state have different trees. Pass the state"):
         rule.update({"b": params["b"]}, state, {"b": params["b"]})
@@ -285,7 +287,7 @@ def _displacement(rule, scale, steps, shape=(16, 256)):
     return np.asarray(moved)
 
 
-@pytest.mark.parametrize("b2", [0.95, 0.999])
+@pytest.mark.parametrize("b2", [pytest.param(0.95, marks=pytest.mark.full), 0.999])
 def test_the_scale_of_the_gradient_does_not_matter(b2):
     found = {}
     for scale in (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4):

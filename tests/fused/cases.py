@@ -1,11 +1,13 @@
 """What the kernels are tried on: rules, formats, dtypes and shapes, and a cover of their pairs."""
 
+import contextlib
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AbstractMesh, AxisType
 from optax import contrib
 
 import jaxopt_large as jl
@@ -62,6 +64,24 @@ def rule_of(name, formats, kept=None, around="nothing"):
 
 def arrays(shape, dtype, seed, scale=1.0):
     return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def lowered_for_gpus(step, args):
+    """A step with kernels for GPUs, as text; no GPU is needed."""
+    with as_if_on_a_gpu():
+        return jax.jit(step).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def as_if_on_a_gpu():
+    try:
+        from jax._src.mesh import AbstractDevice
+
+        device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
+    except (ImportError, TypeError):  # JAX before 0.10 asks for none
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(
+        AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+    )
 
 
 def pairs(*factors):

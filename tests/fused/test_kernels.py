@@ -1,6 +1,7 @@
 """Kernels: the same bits as the rule op by op, lowered for GPUs, and the parts of which they are made."""
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.experimental import pallas as pl
 
 import jaxopt_large as jl
-from jaxopt_large.fused import _kernel, _lowerable
+from jaxopt_large.fused import _kernel, _lowerable, _triton
 from jaxopt_large.fused._step import Step, step_of
 from jaxopt_large.fused._tiles import tile_for
 
@@ -67,20 +68,12 @@ _GPU = [
 
 
 @pytest.mark.parametrize(("name", "formats", "kind", "shape"), _GPU)
-def test_every_kernel_lowers_through_triton(name, formats, kind, shape):
-    try:
-        from jax._src.mesh import AbstractDevice
-    except ImportError:
-        pytest.skip("this JAX has no abstract devices")
+def test_every_kernel_lowers_for_gpus(name, formats, kind, shape):
     dtype, gradient, kept = cases.PARAMS[kind]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rule = cases.rule_of(name, formats, kept)
         _, args = _passes(rule, shape, dtype, gradient)
-        device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
-        mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
-        with jax.sharding.use_abstract_mesh(mesh):
-            step = jax.jit(functools.partial(jl.apply, rule, kernels="gpu"))
-            text = step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        text = cases.lowered_for_gpus(functools.partial(jl.apply, rule, kernels="gpu"), args)
     assert text.count("__gpu$xla.gpu.triton") == 1
 
 
@@ -95,7 +88,7 @@ def test_tiles_are_what_chips_take(shape, target):
     assert tile.columns % 128 == 0
     if target == "gpu":
         assert all(n & (n - 1) == 0 for n in tile)
-        assert tile.rows * tile.columns <= 2**14
+        assert tile.rows * tile.columns <= 2**11
     else:
         assert tile.rows == pass_.shape[-2] or tile.rows % 128 == 0
         assert tile.columns >= pass_.shape[-1] or tile.columns % 1024 == 0
@@ -113,6 +106,32 @@ def test_why_there_is_no_kernel(rule, shape, target, why):
     passes, _ = _passes(jl.stored(rule(), mu=jl.int8(), nu=jl.int8()), shape)
     found = [_kernel.why_not(p, target) for p in passes]
     assert all(f is None for f in found) if why is None else why in found[0]
+
+
+def _registers(jaxpr):
+    """How many registers of 1,024 numbers the results of all equations fill: what Mosaic unrolls."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        inner = [
+            getattr(x, "jaxpr", x) for x in eqn.params.values() if hasattr(getattr(x, "jaxpr", x), "eqns")
+        ]
+        found += sum(map(_registers, inner))
+        if not inner:
+            found += sum(-(-math.prod(v.aval.shape) // 1024) for v in eqn.outvars if v.aval.shape)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(50257, 768), (768, 3072), (12, 768, 768), (200, 500), (32, 65536)])
+def test_code_does_not_grow_with_tiles(shape):
+    """Compilers take seconds where all of a tile is unrolled."""
+    (pass_,), _ = _passes(jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8()), shape)
+    tile = tile_for(pass_, "tpu")
+    assert tile.rows * tile.columns >= min(math.prod(shape), 2**16)  # what is moved at once stays large
+    traced = jax.make_jaxpr(lambda *a: _kernel.kernel(pass_, [None] * len(pass_.results), *a, "tpu"))
+    numbers = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.scalars]
+    arrays = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.inputs]
+    (call,) = [e for e in traced(arrays, numbers).jaxpr.eqns if e.primitive.name == "pallas_call"]
+    assert _registers(call.params["jaxpr"]) < 200 * 2 * 16  # equations of a run of 128 x 128
 
 
 def test_a_rule_with_an_equation_that_chips_lack_is_left_to_xla():
@@ -164,6 +183,39 @@ def test_what_kernel_compilers_lack_is_made_of_what_they_have(function):
     x = jnp.asarray(_VALUES)
     (got,) = _lowerable.evaluated(jax.make_jaxpr(function)(x), [x])
     np.testing.assert_array_equal(got, function(x))
+
+
+_OF_HALVES = [
+    jnp.divide,
+    jnp.sqrt,
+    jax.lax.rsqrt,
+    jnp.exp,
+    jnp.log,
+    jnp.tanh,
+    jax.nn.sigmoid,
+    jnp.floor,
+    jnp.round,
+]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("function", _OF_HALVES)
+def test_of_16_bit_floats_compilers_have_what_they_have_of_32(function, dtype):
+    x = jnp.linspace(0.25, 4, 1024, dtype=dtype).reshape(8, 128)
+    args = [x, x[::-1]] if function is jnp.divide else [x]
+    closed = jax.make_jaxpr(function)(*args)
+    (got,) = _lowerable.evaluated(closed, args)
+    assert got.dtype == dtype
+    one_place = jnp.finfo(dtype).eps  # XLA rounds more often within a sigmoid
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), np.asarray(function(*args), np.float32), rtol=one_place
+    )
+
+    def body(*refs):
+        (refs[-1][...],) = _lowerable.evaluated(closed, [ref[...] for ref in refs[:-1]])
+
+    call = pl.pallas_call(body, out_shape=x, **_triton.options())
+    assert "triton" in cases.lowered_for_gpus(call, args)
 
 
 def test_explanation():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxopt_large as jl
 from jaxopt_large.fused import _loop
 from jaxopt_large.fused._step import Step, step_of
 
@@ -37,13 +38,19 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
         for k, x in enumerate(jax.tree.leaves(args)):
             taken.slices.give(k, x)
         given = taken.slices.computed(pass_.inputs), taken.slices.computed(pass_.scalars)
+        arrays, scalars = given
+        leaves = [arrays, [jnp.flip(x) for x in arrays], arrays]  # one loop for all of them
+        last = scalars[-1]
+        each = [
+            jnp.stack([x, x, last]) if n == 0 and x.dtype == last.dtype else x for n, x in enumerate(scalars)
+        ]
         run = functools.partial(_loop.loop, pass_, taken.aliased(pass_))
-        got, ended = jax.jit(lambda arrays, scalars: run(arrays, scalars, _loop.zero_of(arrays, scalars)))(
-            *given
-        )
-        want = jax.jit(pass_.whole)(*given)
+        began = _loop.zero_of(arrays, scalars)
+        made, ended = jax.jit(lambda leaves, scalars: run(leaves, scalars, began))(leaves, each)
+        whole = jax.jit(pass_.whole)
+        want = [whole(xs, [x[k] if x.ndim else x for x in each]) for k, xs in enumerate(leaves)]
     assert int(ended) == 0
-    for x, y in zip(got, want, strict=True):
+    for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(want), strict=True):
         assert x.dtype == y.dtype
         x, y = np.asarray(x), np.asarray(y)
         if np.issubdtype(x.dtype, np.integer) or x.dtype.itemsize == 1:  # a last bit may decide about a code
@@ -52,6 +59,23 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
             tolerance = 1e-2 if x.dtype == jnp.bfloat16 else 2e-6
             wide = x.astype(np.float64), y.astype(np.float64)
             np.testing.assert_allclose(*wide, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+def test_the_work_is_there_once_for_all_leaves():
+    """Compile time goes with the code: no copy for another leaf, and none before the loop begins."""
+    rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
+    params = {f"{n}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for n in range(5)}
+    taken = Step.taken(step_of(rule, {}), (params, jax.eval_shape(rule.init, params), params))
+    first = taken.passes[0]
+    assert len({p.key for p in taken.passes}) == 1
+    arrays = [[taken.slices.types[v] for v in p.inputs] for p in taken.passes]
+    scalars = [taken.slices.types[v] for v in first.scalars]
+    run = functools.partial(_loop.loop, first, taken.aliased(first))
+    like = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), (arrays, scalars))
+    text = jax.jit(lambda xs, ys: run(xs, ys, _loop.zero_of(xs[0], ys))).lower(*like).as_text()
+    assert text.count("stablehlo.while") == 1
+    assert text.count("call @jaxopt_large_encode") == 2
+    assert text.count("call @jaxopt_large_decode") == 2
 
 
 _IN_PLACE = """

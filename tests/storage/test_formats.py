@@ -44,7 +44,7 @@ def test_every_code_at_every_scale_comes_back(format):
         wide = jnp.asarray(np.broadcast_to(row, (len(_EXPONENTS), len(row))))
         scales = jnp.asarray(2.0 ** _EXPONENTS.astype(np.float64), jnp.float32)[None]
         encoded = format.encode(jnp.ones(wide.shape))
-        values = format.decode(type(encoded)(wide, scales, format, "float32", (1, 0)))
+        values = format.decode(encoded._replace(codes=wide, scales=scales))
         again = format.encode(values)
         np.testing.assert_array_equal(np.asarray(again.scales), np.asarray(scales))
         np.testing.assert_array_equal(np.asarray(again.codes, np.float32), np.asarray(wide, np.float32))

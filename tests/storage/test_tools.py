@@ -57,10 +57,6 @@ def test_from_float32_to_int8_and_back():
 def test_optax_states_become_ours(theirs, ours):
     with jax.numpy_dtype_promotion("standard"):
         state = _after(theirs())
-    if "skip" in repr(ours().init(_params())).lower():
-        with pytest.raises(ValueError, match="convert: the old state has 0 fields 'skipped', the new one 1"):
-            jl.convert(state, theirs(), ours())
-        return
     got = jl.convert(state, theirs(), ours(), _params())
     old, new = ([np.asarray(x) for x in jax.tree.leaves(t) if x.ndim] for t in (state, got))
     assert len(new) >= 2

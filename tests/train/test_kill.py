@@ -93,3 +93,27 @@ def test_killed_at_twenty_random_moments(tmp_path):
     _finish(_start(runs, cache, "--resume"))
     assert _final(runs) == _final(tmp_path / "whole")
     assert not list(checkpoints.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    cache, runs = tmp_path / "cache", tmp_path / "runs"
+    checkpoints = runs / "digits" / "checkpoints"
+    endless = ["--set", "train.steps=1000000"]
+    first = _start(runs, cache, *endless)
+    try:
+        assert _wait_for(first, lambda: checkpoints.is_dir() and any(checkpoints.glob("step_*")))
+        for how in ("--resume", "--overwrite"):
+            second = _start(runs, cache, *endless, how)
+            _, err = second.communicate(timeout=_LIMIT)
+            assert second.returncode == 2
+            assert f"is being run by process {first.pid} on host " in err.decode()
+            assert len(err.splitlines()) == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+        first.stderr.close()
+    steps = int(max(f.name for f in checkpoints.glob("step_*")).removeprefix("step_"))
+    _finish(_start(runs, cache, "--resume", "--set", f"train.steps={steps + 2}"))
+    assert (checkpoints / f"step_{steps + 2:08d}").is_dir()

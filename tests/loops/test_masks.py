@@ -1,0 +1,86 @@
+"""Masks as people write them: globs, trees of booleans, functions; and what is no mask."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_large as jl
+
+PARAMS = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "b": [jnp.ones(3), None]}
+GRAMMAR = re.compile(r"^[a-z_]+: .+\.$")
+
+RULES = {
+    "adamw": lambda mask: jl.adamw(0.1, weight_decay=0.1, mask=mask),
+    "lion": lambda mask: jl.lion(0.1, weight_decay=0.1, mask=mask),
+    "scale_by_adamw": lambda mask: jl.scale_by_adamw(weight_decay=0.1, mask=mask),
+    "add_decayed_weights": lambda mask: jl.add_decayed_weights(0.1, mask),
+}
+
+TREE = {"a": {"kernel": True, "bias": False}, "b": [False, None]}
+KERNELS = {
+    "glob": "*kernel",
+    "tree": TREE,
+    "prefix": {"a": {"kernel": True, "bias": False}, "b": False},
+    "function": lambda p: jax.tree.map(lambda x: x is p["a"]["kernel"], p),
+    "function to a glob": lambda p: "*kernel",
+    "numpy": jax.tree.map(np.bool_, TREE),
+    "arrays": jax.tree.map(np.asarray, TREE),
+    "a tuple for a list": {**TREE, "b": (False, None)},
+}
+
+
+def decayed(rule, params):
+    updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), rule.init(params), params)
+    return [bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates)]
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_a_mask(name, kind):
+    assert decayed(RULES[name](KERNELS[kind]), PARAMS) == [False, True, False]
+
+
+def test_a_dictionary_over_a_frozen_one():
+    freeze = pytest.importorskip("flax.core").freeze
+    assert decayed(RULES["adamw"](TREE), freeze(PARAMS)) == [False, True, False]
+    assert decayed(RULES["adamw"](freeze(TREE)), PARAMS) == [False, True, False]
+
+
+def test_a_mask_over_a_group():
+    rule = jl.partition({"b*": jl.freeze(), "*": RULES["adamw"](TREE)})
+    assert decayed(rule, {**PARAMS, "b": jnp.ones(3)}) == [False, True, False]
+
+
+WRONG = {
+    "a number": ({**TREE, "b": 1}, TypeError, "holds no boolean, got 1 at b;"),
+    "an array": ({**TREE, "b": [np.ones(3, bool), None]}, TypeError, "at b/0;"),
+    "a string inside": ({**TREE, "b": "*kernel"}, TypeError, "got '[*]kernel' at b;"),
+    "a key that is missing": ({"a": True}, ValueError, "the mask has no entry at b;"),
+    "a key too many": ({**TREE, "c": True}, ValueError, "no parameter at c;"),
+    "a level too many": ({**TREE, "b": [{"x": True}, None]}, ValueError, "below a leaf, .* at b/0;"),
+    "a glob that matches nothing": (
+        "*kernle",
+        ValueError,
+        "matches no parameter, got '[*]kernle'; .*a/kernel",
+    ),
+    "a function that returns a number": (lambda p: 3, TypeError, "got 3 at the root;"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_not(name, kind):
+    mask, error, text = WRONG[kind]
+    with pytest.raises(error, match=f"^{name}: .*{text}") as caught:
+        RULES[name](mask).init(PARAMS)
+    assert all(GRAMMAR.match(line) for line in str(caught.value).splitlines())
+
+
+def test_frozen_by_a_glob():
+    rule = optax.chain(optax.sgd(0.1), jl.freeze("*bias"))
+    updates, _ = rule.update(PARAMS, rule.init(PARAMS), PARAMS)
+    assert [bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates)] == [False, True, True]
