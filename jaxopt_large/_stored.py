@@ -1,6 +1,7 @@
 """Leaves as they stand on disk: what orbax does not hold is kept as unsigned integers, bit for bit."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._checksums import on_device
+from ._checksums import is_small, on_device
 from ._errors import Problems, message
 from ._manifest import CheckpointError
 from ._orbax import orbax, with_one_error
@@ -23,7 +24,6 @@ _NARROW = {
     "uint4": "uint4",
     "float4_e2m1fn": "uint4",
 }
-_SMALL = 2**16  # bytes of an array that costs less on the host and all at once than device by device
 
 
 class Form(NamedTuple):
@@ -91,7 +91,8 @@ def named_leaves(who: str, tree: Any) -> dict[str, Any]:
 def form(x: Any) -> Form:
     """How a leaf, or a `jax.ShapeDtypeStruct`, stands on disk."""
     dtype, shape = _dtype(x), tuple(np.shape(x))
-    stored_shape, stored = shape, str(dtype)
+    name = _name_of(dtype)
+    stored_shape, stored = shape, name
     if _is_key(dtype):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
         stored_shape, stored = tuple(data.shape), str(data.dtype)
@@ -99,7 +100,7 @@ def form(x: Any) -> Form:
         stored = "uint8"
     elif not _is_jax(x) and dtype.itemsize >= 8:  # without x64 JAX would cut 64 bits down to 32
         stored_shape, stored = (*shape, dtype.itemsize // 4), "uint32"
-    return Form(shape, str(dtype), stored_shape, stored)
+    return Form(shape, name, stored_shape, stored)
 
 
 def to_disk(x: Any) -> Any:
@@ -107,8 +108,8 @@ def to_disk(x: Any) -> Any:
     dtype = _dtype(x)
     if _is_key(dtype):
         return jax.random.key_data(x)
-    if str(dtype) in _NARROW:
-        bits = jax.lax.bitcast_convert_type(on_device(jnp.asarray(x)), jnp.dtype(_NARROW[str(dtype)]))
+    if _name_of(dtype) in _NARROW:
+        bits = jax.lax.bitcast_convert_type(on_device(jnp.asarray(x)), jnp.dtype(_NARROW[_name_of(dtype)]))
         return bits.astype(jnp.uint8)
     if _is_jax(x):
         return x
@@ -121,8 +122,8 @@ def from_disk(x: Array, like: Any) -> Any:
     dtype = _dtype(like)
     if _is_key(dtype):
         return jax.random.wrap_key_data(x, impl=_key_impl(like))
-    if str(dtype) in _NARROW:
-        bits = on_device(x).astype(jnp.dtype(_NARROW[str(dtype)]))
+    if _name_of(dtype) in _NARROW:
+        bits = on_device(x).astype(jnp.dtype(_NARROW[_name_of(dtype)]))
         x = jax.device_put(jax.lax.bitcast_convert_type(bits, dtype), x.sharding)
     if _is_jax(like):
         return x
@@ -147,20 +148,17 @@ def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
 
 
 def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """Reads arrays to where `targets` has them.
+    """Reads arrays: large ones to where `targets` has them, small ones to the host; `placed` moves those.
 
     Raises:
       CheckpointError: a file is damaged.
     """
     if not targets:
         return {}
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = {name: x.sharding or here for name, x in targets.items()}
-    small = {name: placed[name] for name, x in targets.items() if _is_small(x, placed[name])}
     wanted = {
         name: np.empty(x.shape, x.dtype)
-        if name in small
-        else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name])
+        if is_small(x)
+        else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding_of(x))
         for name, x in targets.items()
     }
 
@@ -170,8 +168,7 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
             return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
 
     try:
-        found = with_one_error(read)
-        return found | jax.device_put({name: found[name] for name in small}, small)
+        return with_one_error(read)
     except Exception as error:  # tensorstore and orbax raise many kinds for a damaged file
         raise CheckpointError(
             message(
@@ -182,12 +179,23 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
         ) from error
 
 
-def _is_small(x: jax.ShapeDtypeStruct, sharding: Any) -> bool:
-    return x.size * x.dtype.itemsize <= _SMALL and sharding.is_fully_addressable
+def placed(arrays: dict[str, Any], targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """Arrays that were read, where `targets` has them."""
+    here = {name: _sharding_of(targets[name]) for name, x in arrays.items() if isinstance(x, np.ndarray)}
+    return arrays | jax.device_put({name: arrays[name] for name in here}, here)
+
+
+def _sharding_of(x: jax.ShapeDtypeStruct) -> Any:
+    return x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _is_jax(x: Any) -> bool:
     return isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+
+
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    return str(dtype)  # which takes NumPy long
 
 
 def _dtype(x: Any) -> Any:

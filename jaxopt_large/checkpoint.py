@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ._changes import RestoreReport as RestoreReport
 from ._changes import check_same, compared
-from ._checksums import checksums
+from ._checksums import checksums, on_host
 from ._errors import Problems, message
 from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
@@ -27,7 +27,7 @@ from ._manifest import as_json, check_files, write_manifest
 from ._manifest import read_manifest as _read_manifest
 from ._paths import path_string
 from ._processes import is_writer, on_any
-from ._stored import Form, form, from_disk, named_leaves, read_arrays, to_disk
+from ._stored import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
 from ._stored import write_arrays as _write_arrays
 from ._writing import not_written, number_of
 from .placement._hosted import is_offloaded
@@ -81,6 +81,8 @@ def save(
     logical = unpadded(tree)
     leaves, known = named_leaves("save", logical), identities(logical)
     arrays = {name: to_disk(x) for name, x in leaves.items()}
+    if jax.process_count() == 1:  # of several, orbax refuses what one of them has for itself
+        arrays = on_host(arrays)
     sums = checksums(arrays)
     what = {name: {"identity": known[name].name, "keys": known[name].keys} for name in leaves}
     entries = {n: {**form(x).entry(), "checksum": sums[n], **what[n]} for n, x in leaves.items()}
@@ -234,7 +236,7 @@ def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, ve
                 do="Restore an earlier one",
             )
     problems.raise_if_any(CheckpointError)
-    return arrays
+    return placed(arrays, targets)
 
 
 def _present(like: Any, leaves: dict[str, Any], new: tuple[str, ...]) -> dict[str, Any]:

@@ -92,7 +92,32 @@ def test_every_rules_state_goes_to_disk_and_back(case, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_the_checksum_sees_every_bit_and_every_swap():
+@pytest.fixture(params=[True, False], ids=["host", "device"])
+def where_summed(request, monkeypatch):
+    """Small arrays are summed by NumPy, large ones by XLA: here all by one of them."""
+    monkeypatch.setattr("jaxopt_large._checksums.SMALL", 2**16 if request.param else -1)
+
+
+def test_checksums_are_those_of_older_checkpoints(where_summed):
+    from jaxopt_large._checksums import checksums
+
+    values = np.arange(30).reshape(2, 3, 5) * 7 % 5
+    known = {
+        "float32": "6c7149ea4e2b26a1",
+        "bfloat16": "aa907d17f33f50c8",
+        "float8_e4m3fn": "77a11a1c99748316",
+        "int8": "26026918231d2d09",
+        "uint32": "26026918231d2d09",
+        "bool": "7e127fd3f2d03a52",
+        "complex64": "082fafaab18d4f28",
+    }
+    arrays = {name: jnp.asarray(values.astype(jnp.dtype(name))) for name in known}
+    assert checksums(arrays) == known
+    alike = {str(n): jnp.asarray(values + n) for n in range(3)}
+    assert checksums(alike) == {n: checksums({n: x})[n] for n, x in alike.items()}
+
+
+def test_the_checksum_sees_every_bit_and_every_swap(where_summed):
     from jaxopt_large._checksums import checksums
 
     def checksum(x):
@@ -113,7 +138,7 @@ def test_the_checksum_sees_every_bit_and_every_swap():
         assert checksum(np.zeros(4, dtype)) != checksum(np.array([0, 0, 1, 0], dtype))
 
 
-def test_the_checksum_does_not_depend_on_the_devices(mesh8):
+def test_the_checksum_does_not_depend_on_the_devices(mesh8, where_summed):
     from jaxopt_large._checksums import checksums
 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)), jnp.float32)

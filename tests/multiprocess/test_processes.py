@@ -1,13 +1,9 @@
 """Several processes over gloo on one machine: sharded alike, killed, and restarted with fewer."""
 
-import contextlib
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,23 +13,16 @@ import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 from jaxopt_large.placement.logical import unpadded
 
+from ..processes import ENVIRONMENT, PATIENCE, ROOT, free_port, kill
 from . import worker
 
 pytestmark = pytest.mark.slow
-_ROOT = Path(__file__).parents[2]
 _STEPS = 5
-_PATIENCE = 240  # seconds before a process that hangs is killed
-
-
-def _port():
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 def _start(folder, count, devices, doomed=()):
     """`doomed`: (when, step) for the last process."""
-    port, environment = _port(), {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    port = free_port()
     runs = []
     for process in range(count):
         fate = doomed if process == count - 1 else ()
@@ -41,25 +30,19 @@ def _start(folder, count, devices, doomed=()):
         command += map(str, (process, count, port, devices, folder, _STEPS, *fate))
         log = open(folder / f"log_{count}_{process}.txt", "w")  # noqa: SIM115
         with log:
-            runs.append(subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=log, stderr=log))
+            runs.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log))
     return runs
 
 
 def _finish(runs, folder):
     for run in runs:
         try:
-            code = run.wait(_PATIENCE)
+            code = run.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            _kill(runs)
+            kill(runs)
             code = "a timeout"
         logs = "\n".join(f.read_text()[-3000:] for f in sorted(folder.glob("log_*")))
         assert code == 0, f"{code}\n{logs}"
-
-
-def _kill(runs):
-    for run in runs:
-        run.kill()
-        run.wait()
 
 
 def _final(folder):
@@ -112,11 +95,11 @@ def _restored(folder, sizes):
 )
 def test_one_is_killed_and_fewer_go_on(when, count, fewer, tmp_path, uninterrupted):
     runs = _start(tmp_path, count, 2, (when, 3))
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while runs[-1].poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert runs[-1].poll() == -signal.SIGKILL, (tmp_path / f"log_{count}_{count - 1}.txt").read_text()[-3000:]
-    _kill(runs)  # the survivors wait for it
+    kill(runs)  # the survivors wait for it
     assert not (tmp_path / "final.npz").exists()
     whole = sorted(f.name for f in tmp_path.glob("step_*"))
     # what was being written has no name yet; when every part was written, the first process may name it

@@ -1,6 +1,6 @@
 """One process of a training run on several: `train` as a cluster starts it.
 
-python -m tests.multiprocess.trainer PROCESS COUNT PORT RUNS STEPS [HOW ...]
+python -m tests.train.trainer PROCESS COUNT PORT RUNS STEPS [HOW ...]
 """
 
 import os

@@ -9,18 +9,18 @@ import pytest
 
 from jaxopt_large.train.lock import Lock
 
-from .test_processes import _PATIENCE, _ROOT, _kill, _port
+from ..processes import ENVIRONMENT, PATIENCE, ROOT, free_port, kill
 
 pytestmark = pytest.mark.slow
 
 
 def _train(runs, steps, *how):
-    port, environment = _port(), {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.multiprocess.trainer", *map(str, (i, 2, port, runs, steps, *how))],
-            cwd=_ROOT,
-            env=environment,
+            [sys.executable, "-m", "tests.train.trainer", *map(str, (i, 2, port, runs, steps, *how))],
+            cwd=ROOT,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -28,9 +28,9 @@ def _train(runs, steps, *how):
         for i in range(2)
     ]
     try:
-        shown = [process.communicate(timeout=_PATIENCE)[0] for process in processes]
+        shown = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     finally:
-        _kill(processes)
+        kill(processes)
     return [process.returncode for process in processes], shown
 
 
