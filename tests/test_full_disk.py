@@ -129,7 +129,7 @@ def test_files_that_may_not_grow(limit, tmp_path, capfd):
     jl.restore(tmp_path / "before", _tree())
 
 
-@pytest.mark.parametrize("left", [0, 8, 24, 48, 80, 108])
+@pytest.mark.parametrize("left", [0, 8, 24, 48, 80, 96])
 def test_a_disk_that_fills_up(left, tmp_path, capfd):
     """Full at the folder, among the arrays, at the manifest: wherever that many KiB are used up."""
     tree = _tree()

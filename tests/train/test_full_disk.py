@@ -43,7 +43,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, capfd, monkeypatch):
 
 
 def test_a_disk_that_fills_up_while_it_runs(tmp_path, capfd):
-    with mounted(tmp_path / "disk", 120 * 1024) as disk:
+    with mounted(tmp_path / "disk", 92 * 1024) as disk:
         code, _, err = command(capfd, disk)
         assert (code, len(err.splitlines())) == (1, 1)
         assert "could not be written, got ENOSPC" in err
