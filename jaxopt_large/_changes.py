@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ._counters import Stand, count_on
 from ._errors import Problems
 from ._identity import Identity, identities, matched
 from ._paths import nearest
@@ -17,9 +16,8 @@ class RestoreReport(NamedTuple):
       kept: path in the tree -> path in the checkpoint.
       new: paths that the checkpoint does not have; they keep the values that they had.
       dropped: paths in the checkpoint that the tree does not have.
-      ambiguous: new paths -> the paths that each may be: the tree has more or fewer arrays of
-        that kind than the checkpoint, or moments come together whose steps were counted apart.
-        `restore_changed(..., renamed={...})` decides.
+      ambiguous: new paths -> the dropped paths that each may be: the tree has more or fewer arrays of
+        that kind than the checkpoint. `restore_changed(..., renamed={...})` decides.
     """
 
     kept: dict[str, str]
@@ -61,47 +59,14 @@ def compared(
     pairs, ambiguous = matched(known, wanted)
     fitting = {new: old for new, old in pairs.items() if Form.of_entry(saved[old]) == form(leaves[new])}
     found = told | fitting
-    apart = _count_on(saved, tree, leaves, found, told)
     kept = {name: found[name] for name in leaves if name in found}
     origins = set(kept.values())
     return RestoreReport(
         kept,
         new=tuple(name for name in leaves if name not in kept),
         dropped=tuple(name for name in saved if name not in origins),
-        ambiguous={name: may_be for name, may_be in ambiguous.items() if name not in kept} | apart,
+        ambiguous=ambiguous,
     )
-
-
-def _count_on(
-    saved: Mapping[str, Any],
-    tree: Any,
-    leaves: Mapping[str, Any],
-    found: dict[str, str],
-    told: Mapping[str, str],
-) -> dict[str, tuple[str, ...]]:
-    """Completes what was found by counters; see `count_on`."""
-    before = {name: _stand(name, x.get("identity", name), Form.of_entry(x)) for name, x in saved.items()}
-    after = {name: _stand(name, x.name, form(leaves[name])) for name, x in identities(tree).items()}
-    return count_on(
-        {name: s for name, s in before.items() if s is not None},
-        {name: s for name, s in after.items() if s is not None},
-        found,
-        same=lambda x, y: saved[x]["checksum"] == saved[y]["checksum"],
-        fits=lambda x, y: Form.of_entry(saved[x]) == form(leaves[y]),
-        told=told,
-    )
-
-
-def _stand(path: str, identity: str, what: Form) -> Stand | None:
-    """Where an array stands, of which the identity is known; None for those in no state."""
-    parts = identity.split("/")
-    for n, part in enumerate(parts):
-        field = part.partition(".")[2]
-        below = "/".join([field, *parts[n + 1 :]])
-        if field and (path == below or path.endswith(f"/{below}")):
-            counts = len(parts) == n + 1 and what.shape == () and "int" in what.dtype
-            return Stand(path.removesuffix(below), field, counts)
-    return None
 
 
 def _told(saved: Mapping[str, Any], leaves: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, str]:

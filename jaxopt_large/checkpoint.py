@@ -147,8 +147,7 @@ def restore_changed(
     by where in a chain it stands: a transform that was added, removed or moved, or a wrapper, leaves
     the others as they were. Arrays whose shape or dtype has changed count as new. Of several arrays that
     are the same in this sense, those below the same dictionary keys belong together, and the others in
-    their order; if one side has more of them, none is kept, and the report lists them as ambiguous. Counters
-    then count on from where the moments beside them come from; moments of several ages start anew.
+    their order; if one side has more of them, none is kept, and the report lists them as ambiguous.
 
     Args:
       path: a folder that `save` made.

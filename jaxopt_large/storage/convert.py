@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from .._changes import RestoreReport
-from .._counters import Stand, count_on
 from .._encoded import is_encoded
 from .._errors import Problems, check_rule, message
 from .._identity import Identity, matched
@@ -160,19 +159,33 @@ def _named(tree: State, keys: list[Any], names: list[str]) -> list[_Named]:
 
 
 def _count_on(saved: list[_Named], wanted: list[_Named], kept: dict[str, str]) -> None:
-    """Completes `kept` by counters; raises where moments of several ages come together."""
-    old, new = {a.at: a.array for a in saved}, {a.at: a.array for a in wanted}
-    apart = count_on(
-        {a.at: Stand(a.node, a.field, not a.path) for a in saved},
-        {a.at: Stand(a.node, a.field, not a.path) for a in wanted if not a.field.startswith(_OWN)},
-        kept,
-        same=lambda x, y: bool(jnp.all(old[x] == old[y])),
-        fits=lambda x, y: _shape(old[x]) == _shape(new[y]),
-    )
+    """Lets counters that found no origin count on from where the moments beside them come from.
+
+    What moments are divided by depends on the count: without it they start anew.
+
+    Raises:
+      ValueError: the moments come from counters that differ.
+    """
+    old = {a.at: a for a in saved}
+    counters = {(a.node, a.field): a for a in saved if not a.path}
+    beside: dict[Any, list[_Named]] = {}
+    for a in wanted:
+        if a.path and a.at in kept:
+            beside.setdefault(a.node, []).append(a)
     problems = Problems("convert")
-    for at, origins in apart.items():
-        values = ", ".join(f"{old[x]} at {x}" for x in origins)
-        problems.add(f"moments that were counted apart come together, {values}", at=at)
+    for a in wanted:
+        if a.path or a.at in kept or a.field.startswith(_OWN) or a.node not in beside:
+            continue
+        found = {old[kept[b.at]].node: counters.get((old[kept[b.at]].node, a.field)) for b in beside[a.node]}
+        origins = [x for x in found.values() if x is not None and _shape(x.array) == _shape(a.array)]
+        if len(origins) < len(found):
+            for b in beside[a.node]:
+                del kept[b.at]
+        elif any(bool(jnp.any(x.array != origins[0].array)) for x in origins):
+            values = ", ".join(f"{x.array} at {x.at}" for x in origins)
+            problems.add(f"moments that were counted apart come together, {values}", at=a.at)
+        else:
+            kept[a.at] = origins[0].at
     problems.raise_if_any()
 
 
