@@ -100,6 +100,8 @@ def form(x: Any) -> Form:
         stored = "uint8"
     elif not _is_jax(x) and dtype.itemsize >= 8:  # without x64 JAX would cut 64 bits down to 32
         stored_shape, stored = (*shape, dtype.itemsize // 4), "uint32"
+    elif not dtype.isnative:
+        stored = _name_of(dtype.newbyteorder("="))
     return Form(shape, name, stored_shape, stored)
 
 
@@ -114,7 +116,9 @@ def to_disk(x: Any) -> Any:
     if _is_jax(x):
         return x
     host = np.asarray(x)
-    return host.reshape(*host.shape, 1).view(np.uint32) if dtype.itemsize >= 8 else host
+    if dtype.itemsize >= 8:
+        return host.reshape(*host.shape, 1).view(np.uint32)
+    return host.astype(dtype.newbyteorder("="), copy=False)
 
 
 def from_disk(x: Array, like: Any) -> Any:
@@ -127,8 +131,9 @@ def from_disk(x: Array, like: Any) -> Any:
         x = jax.device_put(jax.lax.bitcast_convert_type(bits, dtype), x.sharding)
     if _is_jax(like):
         return x
-    host = np.asarray(like)
-    value = np.asarray(x).view(host.dtype).reshape(host.shape)
+    host, stored = np.asarray(like), np.asarray(x)
+    wide = dtype.itemsize >= 8
+    value = stored.view(dtype).reshape(host.shape) if wide else stored.astype(dtype, copy=False)
     return value if isinstance(like, np.ndarray) else type(like)(value.item())
 
 
@@ -209,7 +214,9 @@ def _is_key(dtype: Any) -> bool:
 def _is_storable(dtype: Any) -> bool:
     if _is_key(dtype) or dtype.kind in "bmM":  # booleans, and NumPy's dates
         return True
-    return jnp.issubdtype(dtype, np.number) and (dtype.itemsize <= 8 or dtype == np.complex128)
+    return jnp.issubdtype(dtype, np.number) and (
+        dtype.itemsize <= 8 or (dtype.kind, dtype.itemsize) == ("c", 16)
+    )
 
 
 def _key_impl(x: Any) -> Any:

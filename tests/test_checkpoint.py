@@ -117,6 +117,22 @@ def test_checksums_are_those_of_older_checkpoints(where_summed):
     assert checksums(alike) == {n: checksums({n: x})[n] for n, x in alike.items()}
 
 
+def test_the_host_and_the_device_sum_alike(monkeypatch):
+    from jaxopt_large._checksums import checksums
+
+    values = np.random.default_rng(0).normal(size=(4, 6)) * 3
+    dtypes = ("float32", "float16", "bfloat16", "float8_e5m2", "int8", "uint16", "bool", "complex64")
+    arrays = {
+        f"{name} {shape}": values[shape].astype(jnp.dtype(name))
+        for name in dtypes
+        for shape in (np.s_[:], np.s_[0, 0], np.s_[:0], np.s_[::2, 1::3])
+    }
+    found = checksums(arrays)
+    assert len(set(found.values())) > len(found) // 2
+    monkeypatch.setattr("jaxopt_large._checksums.SMALL", -1)
+    assert checksums({name: jnp.asarray(x) for name, x in arrays.items()}) == found
+
+
 def test_the_checksum_sees_every_bit_and_every_swap(where_summed):
     from jaxopt_large._checksums import checksums
 

@@ -55,6 +55,16 @@ def test_a_damaged_complex_array_is_found():
     assert len({checksums({"x": jnp.asarray([v], jnp.complex64)})["x"] for v in values}) == len(values)
 
 
+@pytest.mark.parametrize("elements", [3, 2**16])
+def test_bytes_in_the_other_order(elements, tmp_path):
+    tree = {name: np.arange(elements).astype(name) for name in (">i2", ">f4", ">u4", ">f8", ">c8", ">c16")}
+    jl.save(tmp_path / "c", tree)
+    back = jl.restore(tmp_path / "c", tree)
+    for name, x in tree.items():
+        assert (type(back[name]), back[name].dtype) == (np.ndarray, x.dtype)
+        np.testing.assert_array_equal(back[name], x)
+
+
 def test_numbers_of_64_bits_are_told_apart(tmp_path):
     tree = {"n": 7, "x": 2.5, "z": 1 + 2j, "host": np.arange(3.0), "wide": np.array([1 + 2j, 3j])}
     jl.save(tmp_path / "c", tree)

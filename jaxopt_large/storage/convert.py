@@ -159,33 +159,41 @@ def _named(tree: State, keys: list[Any], names: list[str]) -> list[_Named]:
 
 
 def _count_on(saved: list[_Named], wanted: list[_Named], kept: dict[str, str]) -> None:
-    """Lets counters that found no origin count on from where the moments beside them come from.
+    """Lets counters count on from where the moments beside them come from.
 
-    What moments are divided by depends on the count: without it they start anew.
+    What moments are divided by depends on the count: without it they start anew. Moments that join others
+    share the count that is there.
 
     Raises:
-      ValueError: the moments come from counters that differ.
+      ValueError: the moments come from counters that differ, and the counter from nowhere.
     """
     old = {a.at: a for a in saved}
     counters = {(a.node, a.field): a for a in saved if not a.path}
-    beside: dict[Any, list[_Named]] = {}
+    moments: dict[Any, list[_Named]] = {}
+    counts: dict[Any, list[_Named]] = {}
     for a in wanted:
-        if a.path and a.at in kept:
-            beside.setdefault(a.node, []).append(a)
+        if not a.path and not a.field.startswith(_OWN):
+            counts.setdefault(a.node, []).append(a)
+        elif a.path and a.at in kept:
+            moments.setdefault(a.node, []).append(a)
     problems = Problems("convert")
-    for a in wanted:
-        if a.path or a.at in kept or a.field.startswith(_OWN) or a.node not in beside:
-            continue
-        found = {old[kept[b.at]].node: counters.get((old[kept[b.at]].node, a.field)) for b in beside[a.node]}
-        origins = [x for x in found.values() if x is not None and _shape(x.array) == _shape(a.array)]
-        if len(origins) < len(found):
-            for b in beside[a.node]:
-                del kept[b.at]
-        elif any(bool(jnp.any(x.array != origins[0].array)) for x in origins):
-            values = ", ".join(f"{x.array} at {x.at}" for x in origins)
-            problems.add(f"moments that were counted apart come together, {values}", at=a.at)
-        else:
-            kept[a.at] = origins[0].at
+    for node, beside in moments.items():
+        nodes = {old[kept[a.at]].node for a in beside}
+        for a in counts.get(node, []):
+            found = [counters[n, a.field] for n in nodes if (n, a.field) in counters]
+            origins = [x for x in found if _shape(x.array) == _shape(a.array)]
+            differ = any(bool(jnp.any(x.array != origins[0].array)) for x in origins)
+            if len(origins) == len(nodes) and not differ:
+                kept[a.at] = origins[0].at
+            elif a.at in kept:
+                continue
+            elif len(origins) < len(nodes):
+                for x in (*beside, *counts[node]):
+                    kept.pop(x.at, None)
+                break
+            else:
+                values = ", ".join(f"{x.array} at {x.at}" for x in sorted(origins, key=lambda x: x.at))
+                problems.add(f"moments that were counted apart come together, {values}", at=a.at)
     problems.raise_if_any()
 
 
