@@ -42,14 +42,13 @@ def _run_exact(part, parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0, 1])
-def test_the_same_bits_as_the_rule_op_by_op(part):
-    _run_exact(part, 5)
+def test_the_same_bits_as_the_rule_op_by_op():
+    _run_exact(0, 5)
 
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [2, 3, 4])
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
 def test_the_same_bits_as_the_rule_op_by_op_in_all_pairs(part):
     _run_exact(part, 5)
 
