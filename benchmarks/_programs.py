@@ -79,6 +79,11 @@ def updated(rule):
     return step
 
 
+def applied(rule):
+    """A whole step at once."""
+    return lambda params, state, grads: jl.apply(rule, grads, state, params)
+
+
 def _hand_written():
     """optax's AdamW between a plain decode and encode: linear int8 in blocks of 128, as users write it."""
     rule = optax.adamw(1e-3, **_ADAMW)
@@ -171,10 +176,9 @@ def case(shapes, name, *, rounds=11, seconds=0.0, torch=True):
     """
     ours, theirs, dtype = CASES[name]
     rule, peer = ours(), theirs()
-    apply = functools.partial(jl.apply, rule)
     adamw = optax.adamw(1e-3, **_ADAMW)
     steps = {
-        "apply": (lambda p, s, g: apply(g, s, p), rule.init, dtype),
+        "apply": (applied(rule), rule.init, dtype),
         "update": (updated(rule), rule.init, dtype),
         "optax, float32": (updated(peer), peer.init, "float32"),
         "optax AdamW, float32": (updated(adamw), adamw.init, "float32"),

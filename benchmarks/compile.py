@@ -24,7 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import optax
-from _programs import kernels_in
+from _programs import applied, kernels_in, updated
 from _record import about
 
 import jaxopt_large as jl
@@ -52,27 +52,15 @@ def _gpt2(layers: int = 12, width: int = 768) -> dict:
     return ends | {f"layer_{n:02}": layer for n in range(layers)}
 
 
-def _updated(rule):
-    def step(params, state, grads):
-        updates, state = rule.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-def _applied(rule):
-    return lambda params, state, grads: jl.apply(rule, grads, state, params)
-
-
 def _steps() -> dict:
     rule = jl.adamw(1e-3)
     stored = jl.stored(rule, mu=jl.int8(), nu=jl.int8())
     return {
-        "float32, apply": (rule, _applied(rule)),
-        "int8, apply": (stored, _applied(stored)),
-        "float32, update": (rule, _updated(rule)),
-        "int8, update": (stored, _updated(stored)),
-        "optax, update": (optax.adamw(1e-3), _updated(optax.adamw(1e-3))),
+        "float32, apply": (rule, applied(rule)),
+        "int8, apply": (stored, applied(stored)),
+        "float32, update": (rule, updated(rule)),
+        "int8, update": (stored, updated(stored)),
+        "optax, update": (optax.adamw(1e-3), updated(optax.adamw(1e-3))),
     }
 
 

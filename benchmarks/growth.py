@@ -24,6 +24,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 import jax
 import jax.numpy as jnp
 import optax
+from _programs import applied, updated
 from _record import about
 
 import jaxopt_large as jl
@@ -57,17 +58,12 @@ def _rules() -> dict:
 
 def _traced_update(rule, params, state) -> None:
     jax.clear_caches()
-
-    def step(params, state, grads):
-        updates, state = rule.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    jax.jit(step).trace(params, state, params)
+    jax.jit(updated(rule)).trace(params, state, params)
 
 
 def _traced_apply(rule, params, state) -> None:
     jax.clear_caches()
-    jax.jit(lambda params, state, grads: jl.apply(rule, grads, state, params)).trace(params, state, params)
+    jax.jit(applied(rule)).trace(params, state, params)
 
 
 def _works(params: dict) -> dict:

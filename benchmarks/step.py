@@ -11,7 +11,6 @@ same tree. First, how long 1,000 leaves of 10 shapes take to trace and compile, 
 Saved as results/step-PLATFORM.json.
 """
 
-import functools
 import importlib.util
 import json
 import os
@@ -24,11 +23,9 @@ if not any(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin", "jax_cu
 
 import jax
 import jax.numpy as jnp
-from _programs import CASES, case, gpt, resnet, updated
+from _programs import CASES, applied, case, gpt, resnet, updated
 from _record import about
 from _rows import line
-
-import jaxopt_large as jl
 
 _PLATFORM = jax.default_backend()
 _SMALL = _PLATFORM == "cpu"
@@ -51,12 +48,11 @@ _TREES = (
 def _compile_times():
     params = {f"p{n}": jnp.ones((32 * (n % 10 + 1), 256)) for n in range(1000)}
     ours, theirs = CASES["clip + AdamW"][0](), CASES["clip + AdamW"][1]()
-    apply = {
-        "apply": (ours, functools.partial(jl.apply, ours)),
-        "apply, optax's rule": (theirs, functools.partial(jl.apply, theirs)),
+    steps = {
+        "optax": (theirs, updated(theirs)),
+        "apply": (ours, applied(ours)),
+        "apply, optax's rule": (theirs, applied(theirs)),
     }
-    steps = {"optax": (theirs, updated(theirs))}
-    steps |= {k: (rule, lambda p, s, g, f=f: f(g, s, p)) for k, (rule, f) in apply.items()}
     found = {name: [] for name in steps}
     jax.config.update("jax_enable_compilation_cache", False)
     for _ in range(3):

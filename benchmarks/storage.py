@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import optax
+from _programs import updated
 from _record import about
 
 import jaxopt_large as jl
@@ -35,16 +36,8 @@ _RULES = {
 }
 
 
-def _given(rule):
-    def step(params, state, grads):
-        updates, state = rule.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
 def _computed(rule):
-    apply = _given(rule)
+    apply = updated(rule)
 
     def loss(params, x):
         return sum(jnp.sum(jnp.square(x @ w.astype(x.dtype))) for w in params.values())
@@ -60,7 +53,7 @@ def _program(name, leaves, make_step):
     dtype = jnp.bfloat16 if "bfloat16" in name else jnp.float32
     rows = _ELEMENTS // _COLUMNS // leaves
     params = {str(i): jnp.ones((rows, _COLUMNS), dtype) for i in range(leaves)}
-    if make_step is _given:
+    if make_step is updated:
         last = {
             k: 0.01 * jax.random.normal(jax.random.key(int(k)), p.shape, dtype) for k, p in params.items()
         }
@@ -93,7 +86,7 @@ def _measured(leaves, make_step):
 
 def main() -> None:
     results = {}
-    for make_step, words in ((_given, "gradients given"), (_computed, "gradients computed")):
+    for make_step, words in ((updated, "gradients given"), (_computed, "gradients computed")):
         for leaves in _LEAVES:
             case = f"{words}, {leaves} x {_ELEMENTS // leaves // 2**20} M"
             results[case] = _measured(leaves, make_step)

@@ -26,8 +26,8 @@ SMALL = [
 ]
 
 
-def small(*overrides, file="digits_mlp"):
-    return jl.load(CONFIGS / f"{file}.yaml", [*SMALL, *overrides])
+def small(*overrides, file="digits_mlp", settings=SMALL):
+    return jl.load(CONFIGS / f"{file}.yaml", [*settings, *overrides])
 
 
 def run(runs, *overrides, **how):

@@ -1,9 +1,9 @@
 """A run from the outside: its folder, its summary, how it resumes, what it refuses."""
 
+import functools
 import json
 import os
 import signal
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ from jaxopt_large import cli
 from jaxopt_large.checkpoint import _read_manifest
 from jaxopt_large.train import RunError, loop, train
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
+from .runs import CONFIGS, small
+
 _SMALL = [
     "train.steps=12",
     "train.batch=32",
@@ -26,8 +27,7 @@ _SMALL = [
 ]
 
 
-def _config(*overrides, file="digits_mlp"):
-    return jl.load(_CONFIGS / f"{file}.yaml", [*_SMALL, *overrides])
+_config = functools.partial(small, settings=_SMALL)
 
 
 def _arrays(run, step=12):
@@ -231,7 +231,7 @@ def _command(capsys, *words):
 
 def _digits(tmp_path, *more):
     sets = [word for item in _SMALL for word in ("--set", item)]
-    return [_CONFIGS / "digits_mlp.yaml", "--runs", tmp_path, *sets, *more]
+    return [CONFIGS / "digits_mlp.yaml", "--runs", tmp_path, *sets, *more]
 
 
 def test_the_command_line_shows_a_run_in_80_columns(tmp_path, capsys, monkeypatch):
