@@ -5,6 +5,7 @@ from ._numerics import global_norm as global_norm
 from .accumulation import accumulate as accumulate
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import RestoreReport as RestoreReport
+from .checkpoint import convert as convert
 from .checkpoint import read_metadata as read_metadata
 from .checkpoint import restore as restore
 from .checkpoint import restore_changed as restore_changed
@@ -63,7 +64,6 @@ from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_sched
 from .schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from .schedules import warmup_stable_decay as warmup_stable_decay
 from .storage.bfloat16 import bfloat16 as bfloat16
-from .storage.convert import convert as convert
 from .storage.float8 import float8 as float8
 from .storage.float32 import float32 as float32
 from .storage.int4 import int4 as int4

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -70,35 +70,6 @@ def matches(glob: str, path: str) -> bool:
 def first_match(globs: Sequence[str], path: str) -> str | None:
     """The first glob that matches `path`, or None."""
     return next((g for g in globs if matches(g, path)), None)
-
-
-class Owners:
-    """Finds the parameters that a state leaf belongs to: those whose key path is part of its own.
-
-    Args:
-      keys: the key path of each parameter.
-    """
-
-    def __init__(self, keys: Iterable[Sequence[Any]]):
-        self._numbers: dict[tuple[Any, ...], list[int]] = {}
-        for i, key in enumerate(keys):
-            self._numbers.setdefault(tuple(key), []).append(i)
-        self._lengths = sorted({len(key) for key in self._numbers}, reverse=True)
-
-    def of(self, path: Sequence[Any]) -> list[int]:
-        """The longest key paths first, then the last on the leaf's.
-
-        >>> Owners([("a",), ("b", "c")]).of(("mu", "b", "c"))
-        [1]
-        """
-        path, found = tuple(path), []
-        for length in self._lengths:
-            for start in range(len(path) - length, -1, -1):
-                found += self._numbers.get(path[start : start + length], ())
-        return list(dict.fromkeys(found))
-
-    def first(self, path: Sequence[Any]) -> int | None:
-        return next(iter(self.of(path)), None)
 
 
 def check_glob(problems: Problems, name: str, glob: str | None, paths: Sequence[str], what: str) -> None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ._encoded import is_encoded
-from ._identity import holder
-from ._paths import Owners, leaf_paths, path_string
+from ._owners import Owners, holder
+from ._paths import leaf_paths, path_string
 from ._types import Params
 from .groups import PartitionState
 from .placement._hosted import is_offloaded

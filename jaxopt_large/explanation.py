@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ._encoded import is_encoded
-from ._paths import Owners, leaf_paths
+from ._owners import Owners
+from ._paths import leaf_paths
 from ._state_rows import NONE, StateRow, axes_of, bits_of, placed_leaves, spec_words, state_rows
 from ._tables import table
 from ._types import AnyRule, Params

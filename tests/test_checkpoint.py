@@ -95,11 +95,11 @@ def test_every_rules_state_goes_to_disk_and_back(case, tmp_path):
 @pytest.fixture(params=[True, False], ids=["host", "device"])
 def where_summed(request, monkeypatch):
     """Small arrays are summed by NumPy, large ones by XLA: here all by one of them."""
-    monkeypatch.setattr("jaxopt_large._checksums.SMALL", 2**16 if request.param else -1)
+    monkeypatch.setattr("jaxopt_large.checkpoint._checksums.SMALL", 2**16 if request.param else -1)
 
 
 def test_checksums_are_those_of_older_checkpoints(where_summed):
-    from jaxopt_large._checksums import checksums
+    from jaxopt_large.checkpoint._checksums import checksums
 
     values = np.arange(30).reshape(2, 3, 5) * 7 % 5
     known = {
@@ -118,7 +118,7 @@ def test_checksums_are_those_of_older_checkpoints(where_summed):
 
 
 def test_the_host_and_the_device_sum_alike(monkeypatch):
-    from jaxopt_large._checksums import checksums
+    from jaxopt_large.checkpoint._checksums import checksums
 
     values = np.random.default_rng(0).normal(size=(4, 6)) * 3
     dtypes = ("float32", "float16", "bfloat16", "float8_e5m2", "int8", "uint16", "bool", "complex64")
@@ -129,12 +129,12 @@ def test_the_host_and_the_device_sum_alike(monkeypatch):
     }
     found = checksums(arrays)
     assert len(set(found.values())) > len(found) // 2
-    monkeypatch.setattr("jaxopt_large._checksums.SMALL", -1)
+    monkeypatch.setattr("jaxopt_large.checkpoint._checksums.SMALL", -1)
     assert checksums({name: jnp.asarray(x) for name, x in arrays.items()}) == found
 
 
 def test_the_checksum_sees_every_bit_and_every_swap(where_summed):
-    from jaxopt_large._checksums import checksums
+    from jaxopt_large.checkpoint._checksums import checksums
 
     def checksum(x):
         return checksums({"x": jnp.asarray(x)})["x"]
@@ -155,7 +155,7 @@ def test_the_checksum_sees_every_bit_and_every_swap(where_summed):
 
 
 def test_the_checksum_does_not_depend_on_the_devices(mesh8, where_summed):
-    from jaxopt_large._checksums import checksums
+    from jaxopt_large.checkpoint._checksums import checksums
 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)), jnp.float32)
     spread = jax.device_put(x, NamedSharding(mesh8, P(None, "data")))
@@ -185,7 +185,7 @@ def test_a_value_that_changed_under_a_valid_file_is_found(saved, tmp_path):
     path, tree = _copy(saved, tmp_path)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["content"]["arrays"]["params/odd"]["checksum"] = "0" * 16
-    from jaxopt_large._manifest import seal
+    from jaxopt_large.checkpoint._manifest import seal
 
     seal(path / "manifest.json", manifest["content"])
     with pytest.raises(jl.CheckpointError, match=r"its checksum does not fit, got .* at params/odd"):
@@ -221,7 +221,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_a_newer_format_is_refused(saved, tmp_path):
     path, tree = _copy(saved, tmp_path)
-    from jaxopt_large._manifest import read_manifest, seal
+    from jaxopt_large.checkpoint._manifest import read_manifest, seal
 
     seal(path / "manifest.json", {**read_manifest(path), "version": 99})
     with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 2"):
@@ -370,7 +370,7 @@ _SOURCES, _SIZES = ("jit 2x4", "pmap 8", "jit 8 offloaded"), ((1,), (3,), (4,), 
     ],
 )
 def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
-    from jaxopt_large.placement.logical import unpadded
+    from jaxopt_large.checkpoint._logical import unpadded
 
     params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((9, 7)), "long": jnp.ones((50, 7)), "b": jnp.ones(3)}
     plain = _trained(jl.adamw(1e-2), params)
@@ -405,7 +405,7 @@ def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
 @pytest.mark.compat
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.full), 3, 8])
 def test_a_state_is_read_into_pmap(devices, tmp_path):
-    from jaxopt_large.placement.logical import unpadded
+    from jaxopt_large.checkpoint._logical import unpadded
 
     params = {"w": jnp.ones((24, 16)), "odd": jnp.ones((9, 7)), "long": jnp.ones((50, 7)), "b": jnp.ones(3)}
     mesh = _meshed((2, 4))

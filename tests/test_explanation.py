@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large import _identity
+from jaxopt_large.checkpoint import _identity
 
 
 def _params():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large import _files, checkpoint
+from jaxopt_large.checkpoint import _files, api
 
 from .disks import mounted
 
@@ -62,13 +62,13 @@ def test_a_refusal_at_any_stage(stage, code, there, tmp_path, monkeypatch):
             case "folder":
                 patch.setattr(Path, "mkdir", _refusing(code))
             case "arrays":
-                patch.setattr(checkpoint, "_write_arrays", _refusing(code))
+                patch.setattr(api, "_write_arrays", _refusing(code))
             case "manifest":
                 patch.setattr(Path, "write_text", _refusing(code))
             case "sync":
                 patch.setattr(_files.os, "fsync", _refusing(code, at=3))
             case "name":
-                patch.setattr(checkpoint, "_write_arrays", lambda *_: None)
+                patch.setattr(api, "_write_arrays", lambda *_: None)
                 rename = Path.rename
 
                 def refuse(self, target):
@@ -92,7 +92,7 @@ def test_what_tensorstore_says_of_the_system_is_understood(tmp_path, monkeypatch
         except ValueError as error:
             raise ExceptionGroup("several", [KeyError("x"), error]) from None
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", refuse)
+    monkeypatch.setattr(api, "_write_arrays", refuse)
     _refused(tmp_path / "c", _tree(), errno.ENOSPC)
 
 
@@ -100,7 +100,7 @@ def test_what_nobody_understands_keeps_its_cause(tmp_path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("a bug\nof many lines")
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", refuse)
+    monkeypatch.setattr(api, "_write_arrays", refuse)
     with pytest.raises(
         jl.CheckpointError, match="could not be written, got RuntimeError: a bug of many lines;"
     ) as c:
@@ -164,5 +164,5 @@ def test_by_hand_it_is_one_traceback(tmp_path):
         )
         assert not list(disk.iterdir())
     lines = found.stderr.splitlines()
-    assert lines[-1].startswith("jaxopt_large._manifest.NotWrittenError: save: ")
+    assert lines[-1].startswith("jaxopt_large.checkpoint._manifest.NotWrittenError: save: ")
     assert len(lines) < 20, found.stderr

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
-from jaxopt_large.placement.logical import unpadded, unpadded_like
+from jaxopt_large.checkpoint._logical import unpadded, unpadded_like
 
 from .catalog import like
 

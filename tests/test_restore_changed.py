@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large._identity import identities
+from jaxopt_large.checkpoint._identity import identities
 
 from .catalog import like
 

@@ -49,7 +49,7 @@ def test_every_dtype_bit_for_bit(name, memory, tmp_path, mesh8):
 
 
 def test_a_damaged_complex_array_is_found():
-    from jaxopt_large._checksums import checksums
+    from jaxopt_large.checkpoint._checksums import checksums
 
     values = [1 + 2j, 1 - 2j, 2 + 1j, -1 + 2j]
     assert len({checksums({"x": jnp.asarray([v], jnp.complex64)})["x"] for v in values}) == len(values)

@@ -1,6 +1,7 @@
 """Runs described in YAML: every error at once, each with its line."""
 
 from ._build import build as build
+from ._build import learning_rate as learning_rate
 from ._build import mesh_of as mesh_of
 from ._changes import changes as changes
 from ._load import load as load

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ._dataset import Batch as Batch
 from ._dataset import Batches as Batches
 from ._dataset import DataError as DataError
 from ._dataset import Dataset as Dataset

@@ -11,7 +11,8 @@ from .._axes import shares as announced
 from .._encoded import BLOCK, blocks_of, scale_shape
 from .._errors import Problems
 from .._numerics import accumulation_dtype
-from .._paths import Owners, path_string
+from .._owners import Owners
+from .._paths import path_string
 from .._types import Params, Rule
 from ._begun import traced
 from ._cuts import Cut, blocked_cut, choose_cut, flat_cut

@@ -15,7 +15,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems
-from .._paths import Owners, first_match, leaf_paths, listed
+from .._owners import Owners
+from .._paths import first_match, leaf_paths, listed
 from .._types import Params, State
 from ._cuts import entry, normal_spec, respelled
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from .._device_sums import is_device_sum
 from .._errors import message
-from .._paths import Owners
+from .._owners import Owners
 from .._types import AnyRule, Params
 from ._cuts import entries, normal_spec, respelled
 from ._layout import Layout, MissingAxisError, ZeroState, is_zero

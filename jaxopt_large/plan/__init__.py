@@ -1,5 +1,5 @@
-"""What a step costs, read from what the compiler made of it."""
+"""What a step costs."""
 
-from .hlo import Collective as Collective
-from .hlo import Collectives as Collectives
-from .hlo import collectives as collectives
+from ..hlo import Collective as Collective
+from ..hlo import Collectives as Collectives
+from ..hlo import collectives as collectives

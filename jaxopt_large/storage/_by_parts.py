@@ -19,9 +19,9 @@ from .._slices import Slices, has_effects
 from .._states import explained
 from .._types import Params, Rule, State, Updates
 from ._codec import Codec
-from ._random import Part
 from ._regions import Region, part, regions, with_part
 from ._words import from_words, pack, to_words, unpack
+from .random import Part
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
 _FEWEST = 2**15  # below it, rounds cost more than they save

@@ -12,8 +12,8 @@ from .._encoded import is_encoded
 from .._paths import leaf_paths
 from .._types import Params
 from ._fields import Choice
-from ._random import Part, leaf_key, part_of
 from .parameters import ParameterFormat, read, write
+from .random import Part, leaf_key, part_of
 
 
 class Codec:

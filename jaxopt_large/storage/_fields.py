@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from .._axes import Share, share_of
 from .._errors import Problems
-from .._paths import Owners, check_glob, first_match, leaf_paths, listed, matches
+from .._owners import Owners, field_and_owner
+from .._paths import check_glob, first_match, leaf_paths, listed, matches
 from .._types import Params, Rule, State
 from ._format import Format
 from ._signs import never_negative
@@ -56,7 +57,7 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
     names = leaf_paths(params)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     owners = Owners(keys)
-    places = [place(path, keys, owners) for path, _ in leaves]
+    places = [field_and_owner(path, keys, owners) for path, _ in leaves]
     shapes = [jax.tree.map(_kind, t) for t in (params, state)]
     kinds = jax.tree.leaves(shapes[1])
     unsigned = never_negative(rule, *shapes)
@@ -82,18 +83,6 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
 
 def _kind(x: Any) -> Any:
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))  # a state may hold Python numbers
-
-
-def place(path: tuple[Any, ...], keys: list[Any], owners: Owners) -> tuple[str, int | None]:
-    """The field that holds a leaf, and the parameter it belongs to."""
-    owner = owners.first(path)
-    around = path[: len(path) - len(keys[owner])] if owner is not None and _ends(path, keys[owner]) else path
-    names = [key.name for key in around if isinstance(key, jax.tree_util.GetAttrKey)]
-    return (names[-1] if names else ""), owner
-
-
-def _ends(path: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
-    return len(key) == 0 or path[-len(key) :] == key
 
 
 def _pick(

@@ -15,7 +15,7 @@ from .._encoded import BLOCK, Coding, Encoded, scale_order, scale_shape
 from .._errors import message
 from ._blocks import block_max, from_blocks, over_blocks, to_blocks
 from ._marks import Mark, marked
-from ._random import Part, random_bits
+from .random import Part, random_bits
 
 _SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
 _LARGEST = 2.0**126  # the inverse of more would be flushed to 0

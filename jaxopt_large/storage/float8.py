@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._format import Format, stochastic_codes
-from ._random import uniform
+from .random import uniform
 
 _MOST = 256.0  # a power of two, so that nothing is rounded besides; e4m3 goes to 448
 _MOST_CODE = 120  # its bits

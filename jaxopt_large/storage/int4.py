@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ._format import Format, stochastic_codes
 from ._maps import from_fourth_root, from_softsign, to_fourth_root, to_softsign
-from ._random import uniform
+from .random import uniform
 
 _MOST, _MOST_UNSIGNED = 7, 15
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Int8, UInt32
 
 from ._marks import Mark, marked
-from ._random import Part, random_bits
 from .bfloat16 import round_stochastically
+from .random import Part, random_bits
 
 _LOWER = 16  # bits of a float32 that a bfloat16 has not
 _HALF = 2 ** (_LOWER - 1)  # the farthest that a float32 lies from its bfloat16, in units of its last place

@@ -24,9 +24,9 @@ from ._by_parts import UpdateByParts, helps
 from ._codec import Codec
 from ._fields import Choice, choose
 from ._format import Format
-from ._random import leaf_key, part_of
 from .float32 import Float32
 from .parameters import ParameterFormat, Split
+from .random import leaf_key, part_of
 
 
 @jax.tree_util.register_static

@@ -11,7 +11,7 @@ from .._errors import message
 from .._tables import size
 from .._types import Params
 from ..config import Config, mesh_of
-from ..models._model import Model
+from ..models import Model
 from ._errors import RunError
 
 _SIMULATED = 256  # devices of one CPU: more take minutes to compile for

@@ -18,10 +18,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from .._errors import message
-from ..config import Config, settings, to_yaml
-from ..config._build import build, learning_rate
-from ..data import load_data
-from ..data._dataset import Batch, Batches, Dataset
+from ..config import Config, build, learning_rate, settings, to_yaml
+from ..data import Batch, Batches, Dataset, load_data
+from ..gradient_norm import watched
 from ..models import make_model
 from ._errors import RunError
 from .devices import check_fits, check_trains, describe, prepare
@@ -30,7 +29,6 @@ from .folder import RunFolder
 from .progress import Progress
 from .report import Card, draw_curves
 from .resume import resumed
-from .step import watched
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from ..config import Config
-from ..data._dataset import Dataset
+from ..data import Dataset
 
 _PLAIN_SECONDS = 10.0  # between two lines when there is no terminal
 _SMOOTHING = 0.9  # of the time per step

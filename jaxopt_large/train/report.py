@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .._tables import size
 from ..config import Config
-from ..data._dataset import Dataset
+from ..data import Dataset
 from .folder import RunFolder
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"

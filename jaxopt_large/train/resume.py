@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .._errors import message
 from ..config import Config, changes, settings
-from ..data._dataset import Dataset
+from ..data import Dataset
 from ..rules._stages import ScaleByScheduleState
 from ..safety import SkipNonfiniteState
 from ._errors import RunError

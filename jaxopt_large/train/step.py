@@ -8,39 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._numerics import global_norm
-from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from .._types import Params, Rule, State
+from ..gradient_norm import WatchState
 from ..microbatches import mean_gradient
-from ..models._model import Model
+from ..models import Model
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
-
-
-class WatchState(NamedTuple):
-    """State of `watched`."""
-
-    norm: Float[Array, ""]  # of the last gradient, before clipping
-    inner: State
-
-
-def watched(rule: AnyRule) -> Rule:
-    """Keeps the norm of the gradient that the rule is given.
-
-    Below `zero` it sees shares, so that the norm needs no gradient that is whole on one device.
-    """
-    rule = optax.with_extra_args_support(rule)
-
-    def init(params: Params) -> WatchState:
-        return WatchState(norm=jnp.zeros((), jnp.float32), inner=rule.init(params))
-
-    def update(
-        updates: Updates, state: WatchState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, WatchState]:
-        norm = global_norm(updates).astype(jnp.float32)
-        updates, inner = rule.update(updates, state.inner, params, **extra)
-        return updates, WatchState(norm=norm, inner=inner)
-
-    return make_rule(init, update)
 
 
 class Metrics(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
-from jaxopt_large.placement.logical import unpadded
+from jaxopt_large.checkpoint._logical import unpadded
 
 from ..processes import ENVIRONMENT, PATIENCE, ROOT, free_port, kill
 from . import worker

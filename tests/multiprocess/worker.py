@@ -17,7 +17,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
-from jaxopt_large import checkpoint
+from jaxopt_large.checkpoint import api
 
 
 def parameters():
@@ -73,15 +73,15 @@ def main(process, count, port, devices, folder, steps, when="", at="0"):
         updates, state = jax.block_until_ready(update(placed(gradients(k), mesh), state, params))
         params = apply(params, updates)
         if when == "save" and k == int(at):
-            checkpoint._write_arrays = lambda folder, arrays: die()  # its part of the arrays is never written
+            api._write_arrays = lambda folder, arrays: die()  # its part of the arrays is never written
         if when == "saved" and k == int(at):
-            write = checkpoint._write_arrays
+            write = api._write_arrays
 
             def write_and_die(folder, arrays, write=write):
                 write(folder, arrays)
                 die()
 
-            checkpoint._write_arrays = write_and_die
+            api._write_arrays = write_and_die
         jl.save(Path(folder) / f"step_{k}", (params, state))
         sys.stdout.write(f"step {k}\n")
         sys.stdout.flush()

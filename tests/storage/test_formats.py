@@ -8,8 +8,8 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large._axes import Share
 from jaxopt_large._encoded import scale_order, scale_shape
-from jaxopt_large.storage._random import leaf_key, part_of, random_bits, uniform
 from jaxopt_large.storage.bfloat16 import round_stochastically
+from jaxopt_large.storage.random import leaf_key, part_of, random_bits, uniform
 
 SIGNED = {"int8": jl.int8(signed=True), "float8": jl.float8(signed=True), "int4": jl.int4(signed=True)}
 UNSIGNED = {"int8": jl.int8(signed=False), "float8": jl.float8(signed=False), "int4": jl.int4(signed=False)}

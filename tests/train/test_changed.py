@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import jaxopt_large as jl
-from jaxopt_large._manifest import read_manifest, seal
+from jaxopt_large.checkpoint._manifest import read_manifest, seal
 from jaxopt_large.config import changes, settings
 from jaxopt_large.train import RunError, loop
 

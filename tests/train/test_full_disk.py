@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxopt_large import checkpoint
+from jaxopt_large.checkpoint import api
 from jaxopt_large.train import RunWriteError
 from jaxopt_large.train.folder import RunFolder
 
@@ -23,11 +23,9 @@ def _steps(runs):
 
 
 def test_a_checkpoint_that_does_not_fit(tmp_path, capfd, monkeypatch):
-    write, runs = checkpoint._write_arrays, tmp_path / "my runs"
+    write, runs = api._write_arrays, tmp_path / "my runs"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            checkpoint, "_write_arrays", lambda f, a: _full() if "06" in f.parent.name else write(f, a)
-        )
+        patch.setattr(api, "_write_arrays", lambda f, a: _full() if "06" in f.parent.name else write(f, a))
         code, out, err = command(capfd, runs)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "step_00000006' could not be written, got ENOSPC (No space left on device); it takes up to " in err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxopt_large.checkpoint import _read_manifest
+from jaxopt_large.checkpoint.api import _read_manifest
 
 _ROOT = Path(__file__).parents[2]
 _KILLS = 20

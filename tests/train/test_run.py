@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_large as jl
 from jaxopt_large import cli
-from jaxopt_large.checkpoint import _read_manifest
+from jaxopt_large.checkpoint.api import _read_manifest
 from jaxopt_large.train import RunError, loop, train
 
 from .runs import CONFIGS, small

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ._errors import message
+from .._errors import message
 from ._files import described, file_problems
 
 _FORMAT, _VERSION = "jaxopt_large checkpoint", 2  # version 1 did not say what an array stood for

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from ._bits import mix
+from .._bits import mix
 
 SMALL = 2**16  # bytes of an array that costs less on the host, with all its like, than device by device
 _AT_ONCE = 2**24  # bytes of small arrays in one turn

@@ -15,24 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._changes import RestoreReport as RestoreReport
-from ._changes import check_same, compared
+from .._errors import Problems, message
+from .._paths import path_string
+from .._processes import is_writer, on_any
+from .._writing import not_written, number_of
+from ..placement._hosted import is_offloaded
+from ..placement._layout import is_zero
 from ._checksums import checksums, on_host
-from ._errors import Problems, message
 from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
-from ._manifest import CheckpointError as CheckpointError
-from ._manifest import NotWrittenError as NotWrittenError
-from ._manifest import as_json, check_files, write_manifest
+from ._leaves import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
+from ._leaves import write_arrays as _write_arrays
+from ._logical import repadded, unpadded, unpadded_like
+from ._manifest import CheckpointError, NotWrittenError, as_json, check_files, write_manifest
 from ._manifest import read_manifest as _read_manifest
-from ._paths import path_string
-from ._processes import is_writer, on_any
-from ._stored import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
-from ._stored import write_arrays as _write_arrays
-from ._writing import not_written, number_of
-from .placement._hosted import is_offloaded
-from .placement._layout import is_zero
-from .placement.logical import repadded, unpadded, unpadded_like
+from ._matching import RestoreReport, check_same, compared
 
 _ARRAYS = "arrays"
 _FILES, _ENTRIES = 64 * 2**10, 3 * 2**9  # bytes at most beside the arrays', of each checkpoint and array

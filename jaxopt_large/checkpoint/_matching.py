@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ._errors import Problems
+from .._errors import Problems
+from .._paths import nearest
 from ._identity import Identity, identities, matched
-from ._paths import nearest
-from ._stored import Form, form
+from ._leaves import Form, form
 
 
 class RestoreReport(NamedTuple):

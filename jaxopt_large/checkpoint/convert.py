@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._changes import RestoreReport
 from .._encoded import is_encoded
 from .._errors import Problems, check_rule, message
-from .._identity import Identity, matched
-from .._paths import Owners, leaf_paths, path_string
+from .._owners import Owners, field_and_owner
+from .._paths import leaf_paths, path_string
 from .._states import parting
 from .._types import AnyRule, Params, State, as_leaves
-from ._fields import place
-from ._random import leaf_key
-from .stored import is_stored
+from ..storage.random import leaf_key
+from ..storage.stored import is_stored
+from ._identity import Identity, matched
+from ._matching import RestoreReport
 
 
 def convert(
@@ -145,7 +145,7 @@ def _named(tree: State, keys: list[Any], names: list[str]) -> list[_Named]:
     }
     owners, found = Owners(keys), []
     for path, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_encoded)[0]:
-        field, owner = place(path, keys, owners)
+        field, owner = field_and_owner(path, keys, owners)
         if any(path[:n] in own for n in range(1, len(path) + 1)):
             field = _OWN + field
         below = () if owner is None else keys[owner]

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from .._compat import auto_axes
 from .._device_sums import is_device_sum
 from .._errors import message
-from ._cuts import Cut
-from ._hosted import OffloadState, is_offloaded
-from ._layout import Layout, ZeroState, is_zero
+from ..placement._cuts import Cut
+from ..placement._hosted import OffloadState, is_offloaded
+from ..placement._layout import Layout, ZeroState, is_zero
 
 
 def unpadded(tree: Any) -> Any:

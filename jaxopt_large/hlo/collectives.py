@@ -10,8 +10,8 @@ import re
 from typing import Any, NamedTuple
 
 from .._errors import message
-from . import _hlo_text
-from ._hlo_text import Instruction, Module
+from . import _text
+from ._text import Instruction, Module
 
 _KINDS = (
     "all-reduce",
@@ -105,7 +105,7 @@ def collectives(compiled: Any) -> Collectives:
                 do="Pass jax.jit(f).lower(...).compile(), or its as_text()",
             )
         )
-    module = _hlo_text.parse(compiled if isinstance(compiled, str) else compiled.as_text())
+    module = _text.parse(compiled if isinstance(compiled, str) else compiled.as_text())
     return Collectives(found.collective for found in _executed(module.entry, module, {}))
 
 
@@ -138,7 +138,7 @@ def _executed(name: str, module: Module, known: dict[str, list[_Found]]) -> list
                 for found in inner:
                     fused.setdefault(found.identity or object(), found._replace(fused=True))
             elif operation == "while":
-                times = _hlo_text.trips(instruction, module)
+                times = _text.trips(instruction, module)
                 called += [_in_loop(found, callee, times) for found in inner]
             else:
                 called += inner
@@ -164,7 +164,7 @@ def _found(instruction: Instruction, computation: str, module: Module) -> _Found
     size = sum(size for size, _ in results)
     if operation == "reduce-scatter":
         whole = sum(size for size, _ in operands)
-        size = whole or size * _hlo_text.group_size(instruction, module)
+        size = whole or size * _text.group_size(instruction, module)
     fused_scatter = computation.startswith("all-reduce-scatter")
     kind = "reduce-scatter" if fused_scatter else operation
     name, channel, chain = (
@@ -186,8 +186,8 @@ def _operands_and_results(instruction: Instruction) -> tuple[_Arrays, _Arrays]:
     The start of an asynchronous operation has the type (operands, results, contexts), apart from an
     all-reduce's, which has its results only.
     """
-    parts = _hlo_text.elements(instruction.result)
+    parts = _text.elements(instruction.result)
     asynchronous = instruction.operation.endswith("-start") and instruction.operation != "all-reduce-start"
     if asynchronous and len(parts) > 1:
-        return _hlo_text.arrays(parts[0]), _hlo_text.arrays(parts[1])
-    return [], _hlo_text.arrays(instruction.result)
+        return _text.arrays(parts[0]), _text.arrays(parts[1])
+    return [], _text.arrays(instruction.result)

@@ -5,7 +5,7 @@ import shutil
 import zlib
 from pathlib import Path
 
-from ._errors import Problems
+from .._errors import Problems
 
 _CHUNK = 2**20  # bytes of a file read at a time
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from ._writing import number_of
+from .._writing import number_of
 
 _QUIET = 0.2  # seconds without a late failure after which none is under way
 _LOGGERS = ("absl", "asyncio")

@@ -5,12 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._encoded import is_encoded
-from ._paths import key_string, leaf_paths, path_string
-
-_LIBRARIES = ("optax", "jaxopt_large")  # whose NamedTuples are states: no model is made of them
-
-Path = tuple[Any, ...]
+from .._owners import Path, holder
+from .._paths import leaf_paths, path_string
 
 
 class Identity(NamedTuple):
@@ -32,7 +28,7 @@ def identities(tree: Any) -> dict[str, Identity]:
 
     States are NamedTuples, as optax has them; below the last of them on a leaf's path begins what the
     state keeps, shaped like the parameters or not. Parameters that are NamedTuples themselves are told
-    from states by what holds them, see `_leads_to_state`. An array in no class is known by its path.
+    from states by what holds them. An array in no class is known by its path.
     """
     names = [name or "value" for name in leaf_paths(tree)]
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
@@ -74,42 +70,6 @@ def _grouped(found: Mapping[str, Identity], level: Callable[[Identity], Hashable
     return groups
 
 
-class Holder(NamedTuple):
-    """The innermost state on a leaf's path, and what stands around it.
-
-    Attributes:
-      state: its class.
-      at: where on the path its field is.
-      fixed: dictionary keys around it that belong to classes of no library.
-      keys: the others.
-    """
-
-    state: type
-    at: int
-    fixed: tuple[str, ...]
-    keys: tuple[str, ...]
-
-
-def holder(tree: Any, path: Path) -> Holder | None:
-    """The state that holds the leaf at `path`; None where no class does."""
-    fields = [i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)]
-    nodes = [tree]
-    for key in path[:-1]:
-        nodes.append(_child(nodes[-1], key))
-    if not fields or nodes[fields[0]] is None:
-        return None
-    last, keys, fixed = fields[0], [], []
-    around = _dictionary_keys(path[:last])
-    (keys if _is_from_library(nodes[last]) else fixed).extend(around)
-    for field in fields[1:]:
-        between = path[last + 1 : field]
-        if not _leads_to_state(nodes[last], path[last].name, between, nodes[field]):
-            break
-        (keys if _is_from_library(nodes[last]) else fixed).extend(_dictionary_keys(between))
-        last = field
-    return Holder(type(nodes[last]), last, tuple(fixed), tuple(keys))
-
-
 def _identity(tree: Any, path: Path, name: str) -> Identity:
     found = holder(tree, path)
     first = next((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)), 0)
@@ -118,41 +78,3 @@ def _identity(tree: Any, path: Path, name: str) -> Identity:
     inside = name[len(path_string(path[: found.at + 1])) + 1 :]  # a Flax variable ends the name, not the path
     here = f"{found.state.__name__}.{path[found.at].name}"
     return Identity("/".join([*found.fixed, here, *([inside] if inside else [])]), found.keys)
-
-
-def _leads_to_state(parent: Any, field: str, between: Path, child: Any) -> bool:
-    """Is `child`, which stands in a field of `parent`, a state again, and not the field's content?
-
-    A library's state holds others where the field's name says so, like `inner_state`, and parameters
-    elsewhere, whatever they are made of. Other classes may hold a library's states, or, in a chain,
-    states that are called so.
-    """
-    if not _is_named_tuple(child) or is_encoded(child):
-        return False
-    if _is_from_library(parent):
-        return "inner" in field or "state" in field
-    chained = all(isinstance(key, jax.tree_util.SequenceKey) for key in between)
-    return _is_from_library(child) or (chained and type(child).__name__.endswith("State"))
-
-
-def _is_from_library(node: Any) -> bool:
-    return _is_named_tuple(node) and type(node).__module__.split(".")[0] in _LIBRARIES
-
-
-def _is_named_tuple(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_fields")
-
-
-def _dictionary_keys(path: Path) -> list[str]:
-    return [key_string(key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-
-
-def _child(node: Any, key: Any) -> Any:
-    """The part of `node` under `key`; None where a node does not say how to get there."""
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return getattr(node, key.name, None)
-    index = key.key if isinstance(key, jax.tree_util.DictKey) else getattr(key, "idx", None)
-    try:
-        return None if node is None else node[index]
-    except (KeyError, IndexError, TypeError):
-        return None

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._errors import Problems, message
+from .._paths import leaf_paths
 from ._checksums import is_small, on_device
-from ._errors import Problems, message
 from ._manifest import CheckpointError
 from ._orbax import orbax, with_one_error
-from ._paths import leaf_paths
 
 # less than a byte -> its bits
 _NARROW = {
