@@ -1,7 +1,7 @@
 """The public surface."""
 
 from . import plan as plan
-from ._numerics import global_norm as global_norm
+from ._global_norm import global_norm as global_norm
 from .accumulation import accumulate as accumulate
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import RestoreReport as RestoreReport

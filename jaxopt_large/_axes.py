@@ -8,13 +8,15 @@ Wrappers whose order matters announce themselves too, so that an order that cann
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
+from ._window import Window
+
 _sharded_over: ContextVar[tuple[str, ...]] = ContextVar("sharded_over", default=())
 _surroundings: ContextVar[tuple[str, ...]] = ContextVar("surroundings", default=())
-_shares: ContextVar[Mapping[Any, Any]] = ContextVar("shares", default={})  # noqa: B039 - never mutated
+_windows: ContextVar[Mapping[Any, Window]] = ContextVar("windows", default={})  # noqa: B039 - never mutated
 
 
 @contextlib.contextmanager
@@ -41,30 +43,16 @@ def declared(variable: ContextVar[Any], value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
-class Share(NamedTuple):
-    """Which part of a whole array a device has.
-
-    Attributes:
-      shape: the whole array's.
-      dim: the dimension along which it is cut; None: flattened.
-      start: index of the first element along it.
-    """
-
-    shape: tuple[int, ...]
-    dim: int | None
-    start: Any
-
-
 @contextlib.contextmanager
-def shares(known: Mapping[Any, Share]) -> Iterator[None]:
-    """Declares key path -> share for the parameters inside the block."""
-    with declared(_shares, known):
+def windows(known: Mapping[Any, Window]) -> Iterator[None]:
+    """Declares key path -> window for parameters of which rules inside the block see a part."""
+    with declared(_windows, known):
         yield
 
 
-def share_of(path: Any) -> Share | None:
-    """The declared share of the parameter on a key path; None where it is whole."""
-    return _shares.get().get(path)
+def window_of(path: Any) -> Window | None:
+    """The declared window of the parameter on a key path; None where it is whole."""
+    return _windows.get().get(path)
 
 
 def is_surrounded_by(wrapper: str) -> bool:

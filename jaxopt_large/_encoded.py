@@ -12,7 +12,6 @@ import jax
 from ._static import StaticNode
 
 BLOCK = 128  # elements along the last axis that share a scale: one vector register of a TPU
-DECODE, ENCODE = "jaxopt_large_decode", "jaxopt_large_encode"  # how the inner jits of a codec are named
 
 
 @jax.tree_util.register_static

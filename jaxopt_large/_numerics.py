@@ -1,9 +1,7 @@
-"""Arithmetic that every rule shares: float32 moments, bias correction, norms, the safe counter."""
+"""Arithmetic that every rule shares: float32 moments, bias correction, the safe counter."""
 
-import functools
 import math
 import numbers
-import operator
 from typing import Any
 
 import jax
@@ -11,14 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._axes import reduction_axes, sum_over_shards
-from ._types import Scalar, Updates
-
-_NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
-_RUN = 16  # arrays that share a traced function; XLA's fusions read no more than some dozens
-# Summed as one, arrays of fewer elements compile faster (1,000 of them: by 2 s) and, above 2^14 elements, run
-# slower (by up to a tenth of an Adam step). Of larger ones few are in a model.
-_SMALL = 2**17
+from ._types import Scalar
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
@@ -155,77 +146,3 @@ def safe_increment(count: Int[Array, ""]) -> Int[Array, ""]:
     """count + 1, staying at the largest integer instead of wrapping."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count < largest, count + 1, count)
-
-
-def global_norm(updates: Updates, axis_name: Any = None) -> Float[Array, ""]:
-    r"""$\sqrt{\sum_i x_i^2}$ over all leaves, in float32 (float64 when a leaf is), in one pass.
-
-    Where it overflows, a second sum takes over, of values scaled by 2^-64. In which order leaves are
-    summed, and with it the last bits, depends on their shapes and on the number of devices.
-
-    Args:
-      updates: any tree of arrays; an empty one has norm 0.
-      axis_name: mapped axes over which the leaves are sharded, beside those that a surrounding
-        `zero(..., axis_name=...)` has announced.
-    """
-    leaves = [part for x in jax.tree.leaves(updates) if jnp.size(x) for part in _real_parts(x)]
-    dtype = widest(*(x.dtype for x in leaves)) if leaves else np.dtype(np.float32)
-
-    def total(runs: list[list[Array]], scale: float, on_cpu: bool = False) -> Array:
-        sums = [jaxopt_large_sum_of_squares(run, scale, dtype, on_cpu and _side_by_side(run)) for run in runs]
-        return functools.reduce(operator.add, sums)
-
-    def at_once(runs: list[list[Array]]) -> Array:
-        plain, scaled = sum_over_shards((total(runs, 1.0), total(runs, _NORM_SCALE)), axis_name)
-        return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / _NORM_SCALE, jnp.sqrt(plain))
-
-    def in_turn(runs: list[list[Array]]) -> Array:
-        """On CPU each sum is a pass of its own: the second is made where it is needed."""
-        plain = total(runs, 1.0, on_cpu=True)
-        return jax.lax.cond(
-            jnp.isinf(plain),
-            lambda: jnp.sqrt(total(runs, _NORM_SCALE, on_cpu=True)) / _NORM_SCALE,
-            lambda: jnp.sqrt(plain),
-        )
-
-    if not leaves:
-        return jnp.zeros((), dtype)
-    if reduction_axes(axis_name):  # `zero` wants to see the same work whatever the shapes
-        return at_once([leaves])
-    return jax.lax.platform_dependent(_runs(leaves), cpu=in_turn, default=at_once)
-
-
-def _real_parts(x: Any) -> list[Array]:
-    """The arrays whose squares make |x|^2."""
-    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    return [x.real, x.imag] if is_complex(x) else [x]
-
-
-def _runs(leaves: list[Array]) -> list[list[Array]]:
-    """Leaves of one type together, sharding and all, so that they share what is traced."""
-    alike: dict[Any, list[Array]] = {}
-    for x in leaves:
-        alike.setdefault(jax.typeof(x), []).append(x)
-    return [xs[n : n + _RUN] for xs in alike.values() for n in range(0, len(xs), _RUN)]
-
-
-def _side_by_side(run: list[Array]) -> bool:
-    """Is a run one sum, on CPU? Of small arrays; none may be sharded."""
-    devices = max(jax.device_count(), jax.sharding.get_abstract_mesh().size)
-    return run[0].size <= _SMALL and jax.default_backend() == "cpu" and devices == 1
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def jaxopt_large_sum_of_squares(run: list[Array], scale: float, dtype: Any, side_by_side: bool) -> Array:
-    """Of scaled arrays; under its name `apply` keeps the call whole.
-
-    Side by side, arrays of one shape are added before their elements are: to XLA one sum, not many.
-    """
-    wide = [x.astype(dtype) for x in run]
-    if scale != 1:  # behind a barrier: of one element XLA would square the scale, to 0
-        factor = jax.lax.optimization_barrier(jnp.asarray(scale, dtype))
-        wide = [x * factor for x in wide]
-    squares = [jnp.square(x) for x in wide]
-    if side_by_side:
-        squares = [functools.reduce(operator.add, squares)]
-    return functools.reduce(operator.add, [jnp.sum(x) for x in squares])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import bind
-from ._slices import Constant, Equation, Slices
+from .tracing.graph import Constant, Equation, Slices
 
 _ELEMENTWISE_NAMES = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from ._encoded import is_encoded
 from ._owners import Owners, holder
+from ._partition import all_names, devices_along, in_words
 from ._paths import leaf_paths, path_string
 from ._types import Params
 from .groups import PartitionState
-from .placement._hosted import is_offloaded
 from .placement._layout import Layout, is_zero
+from .placement._offload_state import is_offloaded
 from .storage.stored import is_stored
 
 NONE = "-"
@@ -131,7 +131,9 @@ def placed_leaves(state: Any, copies: int) -> list[_Leaf]:
                 found[start + j] = _Leaf(size, size, where)
             else:
                 spec = layout.state_specs[j]
-                found[start + j] = _Leaf(size, size // parts_of(spec, layout.mesh), spec_words(spec))
+                found[start + j] = _Leaf(
+                    size, size // devices_along(all_names(spec), layout.mesh), in_words(spec)
+                )
     for node, start, _ in spans(state, is_offloaded):
         for j, there in enumerate(node.hosted.on_host):
             if there:
@@ -148,19 +150,6 @@ def bits_of(x: Any) -> int:
 def axes_of(layout: Layout, dim: int) -> str:
     """In words, a dimension divided over mapped axes."""
     return ", ".join(["-"] * dim + list(layout.axes))
-
-
-def spec_words(spec: PartitionSpec) -> str:
-    """The mesh axes of each dimension."""
-    parts = [x if isinstance(x, tuple) else (x,) for x in spec]
-    words = ["-" if p in ((None,), ()) else "+".join(p) for p in parts]
-    return ", ".join(words) if set(words) - {"-"} else "whole"
-
-
-def parts_of(spec: PartitionSpec, mesh: Any) -> int:
-    """Into how many parts a spec divides an array."""
-    names = [n for part in spec if part for n in (part if isinstance(part, tuple) else (part,))]
-    return math.prod(mesh.shape[n] for n in names)
 
 
 def rule_name(state: type) -> str:

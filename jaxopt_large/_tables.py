@@ -1,6 +1,65 @@
 """Tables of text and sizes, as reports, explanations and messages print them."""
 
+import json
+import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class Table(tuple[Any, ...]):
+    """Rows, each a NamedTuple, that can be read by eye, by Python and by other programs.
+
+    Printed, a table of text, a column for each of `columns`; `to_json()` has every field of every row.
+
+    Attributes:
+      columns: names of the rows' fields, or of what `cell` makes of a row.
+      ruled: is there a line of dashes below the head?
+      skips_empty: are columns without an entry left out?
+      most_printed: rows; of more the first half of that many is printed.
+    """
+
+    columns: ClassVar[Sequence[str]] = ()
+    ruled: ClassVar[bool] = True
+    skips_empty: ClassVar[bool] = False
+    most_printed: ClassVar[int | None] = None
+
+    def cell(self, row: Any, column: str) -> str:
+        """What is printed of a row in a column."""
+        return text_of(getattr(row, column))
+
+    def __str__(self) -> str:
+        most = len(self) if self.most_printed is None else self.most_printed
+        shown = self if len(self) <= most else self[: most // 2]
+        columns = [c for c in self.columns if not self.skips_empty or any(self.cell(row, c) for row in self)]
+        entries = [[self.cell(row, column) for column in columns] for row in shown]
+        lines = [table(columns, entries, ruled=self.ruled)]
+        if len(shown) < len(self):
+            lines.append(f"... and {len(self) - len(shown):,} more")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The rows as JSON: a list of objects with the fields' names; numbers that are none are null."""
+        return json.dumps([fields_of(row) for row in self], indent=1)
+
+
+def fields_of(row: Any) -> dict[str, Any]:
+    """A row's fields as JSON has them."""
+    return {name: _plain(value) for name, value in zip(row._fields, row, strict=True)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def text_of(value: Any) -> str:
+    """An entry of a table.
+
+    >>> text_of(65536), text_of((128, 512))
+    ('65,536', '(128, 512)')
+    """
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, ruled: bool = True) -> str:

@@ -1,5 +1,6 @@
 """What a rule keeps for each parameter, and what `zero`, `offload` and `stored` decided, as a table."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +10,15 @@ import jax.numpy as jnp
 
 from ._encoded import is_encoded
 from ._owners import Owners
+from ._partition import in_words
 from ._paths import leaf_paths
-from ._state_rows import NONE, StateRow, axes_of, bits_of, placed_leaves, spec_words, state_rows
-from ._tables import table
+from ._state_rows import NONE, StateRow, axes_of, bits_of, placed_leaves, state_rows
+from ._tables import Table, fields_of, table
 from ._types import AnyRule, Params
-from .placement._hosted import OffloadState, is_offloaded
 from .placement._layout import ZeroState, is_zero
-from .placement.shardings import evaluated
-from .storage._fields import NOT_GIVEN
+from .placement._offload_state import OffloadState, is_offloaded
+from .placement.shardings import abstract_init
+from .storage._choices import NOT_GIVEN
 from .storage.stored import StoredState, is_stored
 
 _WRAPPERS = ("zero", "offload", "stored")
@@ -45,7 +47,15 @@ class Decision(NamedTuple):
     reason: str
 
 
-class Explanation(tuple[Decision, ...]):
+class StateRows(Table):
+    """One `StateRow` for each array of a state."""
+
+    columns = ("path", "group", "rule", "field", "dtype", "shape", "bytes", "where")
+    skips_empty = True
+    most_printed = _MOST_PRINTED
+
+
+class Explanation(Table):
     """Decisions: one per parameter and wrapper, and one per array that no wrapper holds.
 
     Printed, three tables: the arrays of the state, what wrappers decided, and totals. Of many rows the
@@ -56,14 +66,16 @@ class Explanation(tuple[Decision, ...]):
       parameter_bytes: of all the parameters.
     """
 
-    rows: tuple[StateRow, ...]
+    columns = Decision._fields
+    most_printed = _MOST_PRINTED
+    rows: StateRows
     parameter_bytes: int
 
     def __new__(  # noqa: D102
-        cls, decisions: Iterable[Decision], rows: Sequence[StateRow] = (), parameter_bytes: int = 0
+        cls, decisions: Iterable[Decision], rows: Iterable[StateRow] = (), parameter_bytes: int = 0
     ) -> "Explanation":
         made = super().__new__(cls, decisions)
-        made.rows, made.parameter_bytes = tuple(rows), parameter_bytes
+        made.rows, made.parameter_bytes = StateRows(rows), parameter_bytes
         return made
 
     @property
@@ -72,12 +84,15 @@ class Explanation(tuple[Decision, ...]):
         return sum(row.bytes for row in self.rows)
 
     def __str__(self) -> str:
-        wrapped = [row for row in self if row.wrapper in _WRAPPERS]
-        tables = [
-            _table(_COLUMNS, self.rows) if self.rows else "",
-            _table(Decision._fields, wrapped) if wrapped else "",
-        ]
+        wrapped = Explanation(row for row in self if row.wrapper in _WRAPPERS)
+        tables = [str(self.rows) if self.rows else "", Table.__str__(wrapped) if wrapped else ""]
         return "\n\n".join(x for x in (*tables, self._totals()) if x)
+
+    def to_json(self) -> str:
+        """The rows, the decisions and the bytes of all parameters, as JSON."""
+        parts = {"rows": self.rows, "decisions": self}
+        found: dict[str, Any] = {name: [fields_of(row) for row in rows] for name, rows in parts.items()}
+        return json.dumps(found | {"parameter_bytes": self.parameter_bytes}, indent=1)
 
     def _totals(self) -> str:
         sums: dict[str, list[int]] = {}
@@ -92,22 +107,6 @@ class Explanation(tuple[Decision, ...]):
         lines.append(("parameters", f"{self.parameter_bytes:,}", ""))
         width = 3 if placed else 2
         return table(("total", "bytes", "on one device")[:width], [line[:width] for line in lines])
-
-
-_COLUMNS = ("path", "group", "rule", "field", "dtype", "shape", "bytes", "where")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Any]) -> str:
-    """The rows' attributes of these names; columns without an entry are left out."""
-    shown = rows if len(rows) <= _MOST_PRINTED else rows[: _MOST_PRINTED // 2]
-    columns = [name for name in columns if any(getattr(row, name) != "" for row in rows)]
-    text = [[_text(getattr(row, name)) for name in columns] for row in shown]
-    more = [f"... and {len(rows) - len(shown):,} more"] if len(shown) < len(rows) else []
-    return "\n".join([table(columns, text), *more])
-
-
-def _text(x: Any) -> str:
-    return f"{x:,}" if isinstance(x, int) else str(x)
 
 
 def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | None = None) -> Explanation:
@@ -165,7 +164,7 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     parameters  262,176
     """
     mapped = axis_sizes or {}
-    state, _ = evaluated(rule, params, mapped)
+    state, _ = abstract_init(rule, params, mapped)
     rows = state_rows(state, params, tuple(mapped.values()))
     decisions = [_undecided(row) for row in rows if not row.is_decided]
     found: list[Decision] = []
@@ -238,7 +237,7 @@ def _divided(node: ZeroState, params: Params, copies: int) -> list[Decision]:
         if cut is not None and cut.dim is None:
             where = "flat"
         elif layout.mesh is not None:
-            where = spec_words(layout.share_specs[i])
+            where = in_words(layout.share_specs[i])
         else:
             where = "whole" if cut is None or cut.dim is None else axes_of(layout, cut.dim)
         rows.append(Decision("zero", path, shape, where, held, layout.reasons[i]))

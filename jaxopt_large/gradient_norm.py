@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ._numerics import global_norm
+from ._global_norm import global_norm
 from ._types import AnyRule, Params, Rule, State, Updates, make_rule
 
 

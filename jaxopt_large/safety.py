@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Int
 
 from ._axes import reduction_axes, sum_over_shards, surrounded_by
 from ._errors import POSITIVE, check_hyperparameters, check_rule
+from ._global_norm import global_norm
 from ._gradients import present
-from ._numerics import as_scalar, global_norm, is_complex, safe_increment, times, widest
+from ._numerics import as_scalar, is_complex, safe_increment, times, widest
 from ._states import check_state, explained
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 

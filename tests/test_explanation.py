@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large.checkpoint import _identity
+from jaxopt_large import _owners
 
 
 def _params():
@@ -84,8 +84,8 @@ def test_bare_arrays_keys_and_factors():
 def test_many_leaves_are_printed_shortened_and_found_once_each(monkeypatch):
     params = {f"layer{i:03}": {"w": jax.ShapeDtypeStruct((8, i % 10 + 1), jnp.float32)} for i in range(400)}
     children = []
-    child = _identity._child
-    monkeypatch.setattr(_identity, "_child", lambda *args: children.append(0) or child(*args))
+    child = _owners._child
+    monkeypatch.setattr(_owners, "_child", lambda *args: children.append(0) or child(*args))
     found = jl.explain(jl.adam(1e-3), params)
     assert len(found.rows) == 801
     assert len(children) <= 6 * len(found.rows)

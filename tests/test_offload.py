@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
-from jaxopt_large.placement._hosted import OffloadState
+from jaxopt_large.placement._offload_state import OffloadState
 
 from .catalog import every_rule, like
 

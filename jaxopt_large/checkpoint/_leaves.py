@@ -32,25 +32,25 @@ class Form(NamedTuple):
     Attributes:
       shape: the leaf's.
       dtype: the leaf's, by name: "float32", "int4", "key<fry>".
-      stored_shape: the array's.
-      stored_dtype: the array's, by name.
+      disk_shape: the array's.
+      disk_dtype: the array's, by name.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    stored_shape: tuple[int, ...]
-    stored_dtype: str
+    disk_shape: tuple[int, ...]
+    disk_dtype: str
 
     def __str__(self) -> str:
-        same = (self.shape, self.dtype) == (self.stored_shape, self.stored_dtype)
-        stored = "" if same else f" stored as {self.stored_dtype}{list(self.stored_shape)}"
+        same = (self.shape, self.dtype) == (self.disk_shape, self.disk_dtype)
+        stored = "" if same else f" stored as {self.disk_dtype}{list(self.disk_shape)}"
         return f"{self.dtype}{list(self.shape)}{stored}"
 
     def entry(self) -> dict[str, Any]:
         """For the manifest."""
         found: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
-        if (self.shape, self.dtype) != (self.stored_shape, self.stored_dtype):
-            found["stored"] = {"shape": list(self.stored_shape), "dtype": self.stored_dtype}
+        if (self.shape, self.dtype) != (self.disk_shape, self.disk_dtype):
+            found["stored"] = {"shape": list(self.disk_shape), "dtype": self.disk_dtype}
         return found
 
     @classmethod
@@ -60,7 +60,7 @@ class Form(NamedTuple):
 
     def target(self, sharding: Any = None) -> jax.ShapeDtypeStruct:
         """The array to read."""
-        return jax.ShapeDtypeStruct(self.stored_shape, jnp.dtype(self.stored_dtype), sharding=sharding)
+        return jax.ShapeDtypeStruct(self.disk_shape, jnp.dtype(self.disk_dtype), sharding=sharding)
 
 
 def named_leaves(who: str, tree: Any) -> dict[str, Any]:
@@ -92,17 +92,17 @@ def form(x: Any) -> Form:
     """How a leaf, or a `jax.ShapeDtypeStruct`, stands on disk."""
     dtype, shape = _dtype(x), tuple(np.shape(x))
     name = _name_of(dtype)
-    stored_shape, stored = shape, name
+    disk_shape, stored = shape, name
     if _is_key(dtype):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
-        stored_shape, stored = tuple(data.shape), str(data.dtype)
+        disk_shape, stored = tuple(data.shape), str(data.dtype)
     elif stored in _NARROW:
         stored = "uint8"
     elif not _is_jax(x) and dtype.itemsize >= 8:  # without x64 JAX would cut 64 bits down to 32
-        stored_shape, stored = (*shape, dtype.itemsize // 4), "uint32"
+        disk_shape, stored = (*shape, dtype.itemsize // 4), "uint32"
     elif not dtype.isnative:
         stored = _name_of(dtype.newbyteorder("="))
-    return Form(shape, name, stored_shape, stored)
+    return Form(shape, name, disk_shape, stored)
 
 
 def to_disk(x: Any) -> Any:

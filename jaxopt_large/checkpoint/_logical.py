@@ -14,9 +14,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from .._compat import auto_axes
 from .._device_sums import is_device_sum
 from .._errors import message
+from .._partition import all_names, devices_along, undivided
 from ..placement._cuts import Cut
-from ..placement._hosted import OffloadState, is_offloaded
 from ..placement._layout import Layout, ZeroState, is_zero
+from ..placement._offload_state import OffloadState, is_offloaded
 
 
 def unpadded(tree: Any) -> Any:
@@ -31,7 +32,7 @@ def unpadded(tree: Any) -> Any:
     def leaf(x: Any, cut: Cut, shape: tuple[int, ...]) -> Any:
         if isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host":
             x = jax.device_put(x, x.sharding.with_memory_kind("device"))
-        return _placed(lambda x: cut.load(x, shape), x, _undivided(x, shape))
+        return _placed(lambda x: cut.unpad(x, shape), x, _undivided(x, shape))
 
     return _map_placed(tree, leaf, _summed)
 
@@ -56,7 +57,7 @@ def unpadded_like(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=_undivided(x, shape))
 
     def summed(x: Any) -> Any:
-        whole = None if x.sharding is None else _whole(x.sharding)
+        whole = None if x.sharding is None else undivided(x.sharding)
         return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=whole)
 
     return _map_placed(tree, leaf, summed)
@@ -71,7 +72,7 @@ def repadded(values: Any, like: Any) -> Any:
         if cut is None or x.shape == target.shape:
             return x
         # inside `shard_map` a flattened leaf keeps its rank
-        return _placed(lambda x: cut.store(x).reshape(target.shape), x, target.sharding)
+        return _placed(lambda x: cut.pad(x).reshape(target.shape), x, target.sharding)
 
     def node(old: Any, new: Any) -> Any:
         if is_offloaded(old):
@@ -125,7 +126,7 @@ def _check_no_device_axis(x: Any, cut: Cut, shape: tuple[int, ...], layout: Layo
             )
         )
     padded = cut.waste or cut.dim is None
-    if padded and math.prod(x.shape) != math.prod(cut.stored_shape(shape)):
+    if padded and math.prod(x.shape) != math.prod(cut.padded_shape(shape)):
         raise ValueError(
             message(
                 "save",
@@ -141,21 +142,17 @@ def _undivided(x: Any, shape: tuple[int, ...]) -> Sharding:
     sharding = x.sharding
     if not isinstance(sharding, NamedSharding):
         return sharding
-    names = [n for part in sharding.spec if part for n in (part if isinstance(part, tuple) else (part,))]
-    parts = math.prod(sharding.mesh.shape[n] for n in names)
+    names = all_names(sharding.spec)
+    parts = devices_along(names, sharding.mesh)
     for dim, size in enumerate(shape):
         if parts > 1 and size % parts == 0:
-            return NamedSharding(sharding.mesh, PartitionSpec(*[None] * dim, tuple(names)))
-    return _whole(sharding)
-
-
-def _whole(sharding: Sharding) -> Sharding:
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+            return NamedSharding(sharding.mesh, PartitionSpec(*[None] * dim, names))
+    return undivided(sharding)
 
 
 def _summed(x: Any) -> Any:
     """[devices, ...] -> the sum, [1, ...]."""
-    return _placed(lambda x: jnp.sum(x, axis=0, keepdims=True), x, _whole(x.sharding))
+    return _placed(lambda x: jnp.sum(x, axis=0, keepdims=True), x, undivided(x.sharding))
 
 
 def _on_the_first(value: Any, like: Any) -> Any:

@@ -19,16 +19,15 @@ from .._errors import Problems, message
 from .._paths import path_string
 from .._processes import is_writer, on_any
 from .._writing import not_written, number_of
-from ..placement._hosted import is_offloaded
 from ..placement._layout import is_zero
+from ..placement._offload_state import is_offloaded
 from ._checksums import checksums, on_host
 from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
 from ._leaves import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
 from ._leaves import write_arrays as _write_arrays
 from ._logical import repadded, unpadded, unpadded_like
-from ._manifest import CheckpointError, NotWrittenError, as_json, check_files, write_manifest
-from ._manifest import read_manifest as _read_manifest
+from ._manifest import CheckpointError, NotWrittenError, as_json, check_files, read_manifest, write_manifest
 from ._matching import RestoreReport, check_same, compared
 
 _ARRAYS = "arrays"
@@ -84,11 +83,11 @@ def save(
     what = {name: {"identity": known[name].name, "keys": known[name].keys} for name in leaves}
     entries = {n: {**form(x).entry(), "checksum": sums[n], **what[n]} for n, x in leaves.items()}
     aside = target.with_name(f".{target.name}.part")
-    stored = {name: x for name, x in arrays.items() if x.size}  # orbax takes no empty arrays
+    filled = {name: x for name, x in arrays.items() if x.size}  # orbax takes no empty arrays
     failure = None
     for stage in (
         lambda: is_writer() and _make_anew(aside),
-        lambda: stored and _write_arrays(aside / _ARRAYS, stored),
+        lambda: filled and _write_arrays(aside / _ARRAYS, filled),
         lambda: is_writer() and _finish(aside, target, entries, metadata),
     ):
         try:
@@ -98,7 +97,7 @@ def save(
         if on_any(failure is not None):
             if is_writer():
                 shutil.rmtree(aside, ignore_errors=True)
-            raise _not_written(target, failure, stored)
+            raise _not_written(target, failure, filled)
 
 
 def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> Any:
@@ -121,7 +120,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
         `offload` in `like` does not say where it belongs.
     """
     source = standing(Path(path).absolute())
-    manifest = _read_manifest(source)
+    manifest = read_manifest(source)
     _check_placed("restore", like)
     logical = unpadded_like(like)
     leaves = named_leaves("restore", logical)
@@ -171,7 +170,7 @@ def restore_changed(
     kept 3, new 0, dropped 0
     """
     source = standing(Path(path).absolute())
-    manifest = _read_manifest(source)
+    manifest = read_manifest(source)
     _check_placed("restore_changed", like)
     logical = unpadded_like(like)
     leaves = named_leaves("restore_changed", logical)
@@ -198,7 +197,7 @@ def restore_changed(
 
 def difference(path: str | os.PathLike[str], like: Any) -> RestoreReport:
     """What `restore_changed` would do; no array is read."""
-    manifest, logical = _read_manifest(standing(Path(path).absolute())), unpadded_like(like)
+    manifest, logical = read_manifest(standing(Path(path).absolute())), unpadded_like(like)
     return compared(manifest["arrays"], logical, named_leaves("restore_changed", logical), {})
 
 
@@ -209,7 +208,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the manifest is missing, damaged or not one of ours.
     """
-    return _read_manifest(standing(Path(path).absolute()))["metadata"]
+    return read_manifest(standing(Path(path).absolute()))["metadata"]
 
 
 def _target(x: Any) -> jax.ShapeDtypeStruct:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from ..passes.passes import Pass
 from . import _triton
-from ._pass import Pass
 from ._tiles import Tile, block_of, index_of, inner_axis, run_of, tile_for
 
 _LANES, _SUBLANES = 128, 8  # of a TPU's tile of 32-bit numbers
@@ -25,7 +25,7 @@ def blocks_of(pass_: Pass, tile: Tile, target: str) -> "Blocks":
     return Blocks(pass_, tile)
 
 
-def moved(pass_: Pass, target: str) -> tuple[int, int]:
+def bytes_moved(pass_: Pass, target: str) -> tuple[int, int]:
     """Bytes that a kernel reads and writes: blocks with their padding, as often as the grid comes to them."""
     blocks = blocks_of(pass_, tile_for(pass_, target), target)
     sums = []

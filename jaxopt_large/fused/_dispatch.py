@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from .._compat import constrained
-from . import _kernel, _loop
+from ..passes import loop as cpu
+from ..passes.passes import Pass
+from . import _kernel
 from ._meshes import Placed, where_of
-from ._pass import Pass
 
 WAYS = ("auto", "xla", *_kernel.TARGETS)
 _PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}  # as JAX names them -> as kernels are named
@@ -50,8 +51,8 @@ def way(pass_: Pass, platform: str, where: Placed | str | None) -> Way:
 
 
 def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..., Any]:
-    """(arrays, scalars, began) -> results, began, for leaves with equal passes: as `_loop.loop` has it, but
-    began is None before the first loop.
+    """(arrays, scalars, token) -> results, token, for leaves with equal passes: as `passes.loop` has it, but
+    token is None before the first loop.
     """
     where = where_of(pass_, alone=kernels in _kernel.TARGETS) if pass_.has_blocks else None
 
@@ -59,9 +60,9 @@ def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..
         """One leaf after another."""
         one = jax.jit(one)  # traced once for all
 
-        def call(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
+        def call(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
             numbers = [[x[k] if x.ndim else x for x in scalars] for k in range(len(arrays))]
-            return [one(xs, own) for xs, own in zip(arrays, numbers, strict=True)], began
+            return [one(xs, own) for xs, own in zip(arrays, numbers, strict=True)], token
 
         return call
 
@@ -75,28 +76,28 @@ def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..
 
     whole = each(pass_.whole)
 
-    def loop(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
-        return _loop.loop(pass_, aliased, arrays, scalars, began)
+    def loop(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
+        return cpu.loop(pass_, aliased, arrays, scalars, token)
 
-    def leaf(arrays: Any, scalars: Any, began: Any) -> tuple[list[list[Any]], Any]:
+    def leaf(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
         if kernels in _kernel.TARGETS and pass_.has_blocks and not isinstance(where, str):
             local = pass_ if where is None else where.local(pass_)
-            return (whole if _kernel.why_not(local, kernels) else kernel(kernels))(arrays, scalars, began)
+            return (whole if _kernel.why_not(local, kernels) else kernel(kernels))(arrays, scalars, token)
         if kernels != "auto":
-            return whole(arrays, scalars, began)
+            return whole(arrays, scalars, token)
         ways: dict[str, Any] = {
             platform: kernel(target)
             for platform, target in _PLATFORMS.items()
             if way(pass_, target, where).name == "kernel"
         }
         if way(pass_, "cpu", where).name == "loop":
-            began = (
-                _loop.zero_of(arrays[0], [x[0] if x.ndim else x for x in scalars]) if began is None else began
+            token = (
+                cpu.zero_of(arrays[0], [x[0] if x.ndim else x for x in scalars]) if token is None else token
             )
             ways["cpu"] = loop
         if not ways:
-            return whole(arrays, scalars, began)
-        return jax.lax.platform_dependent(arrays, scalars, began, default=whole, **ways)
+            return whole(arrays, scalars, token)
+        return jax.lax.platform_dependent(arrays, scalars, token, default=whole, **ways)
 
     return leaf
 

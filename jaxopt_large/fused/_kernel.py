@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from .._encoded import BLOCK
-from ..storage._marks import Mark
+from ..passes.codecs import CodecCall
+from ..passes.passes import Order, Pass
 from . import _triton
 from ._blocks import blocks_of
-from ._lowerable import PRIMITIVES, evaluated, primitives_of
-from ._pass import Order, Pass
+from ._lowerable import PRIMITIVES, primitives_of, run_lowerable
 from ._tiles import TPU_LIMIT, NoTileError, Tile, runs_at_once, tile_for
 
 TARGETS = ("tpu", "gpu", "interpret")
@@ -45,18 +45,18 @@ class _Place:
             return (rows, self.tile.columns)
         return (rows, blocks) if _flat(order) == (0, 1) else (blocks, rows)
 
-    def call(self, mark: Mark, operands: list[Any]) -> tuple[Any, ...]:
-        if not mark.writes:
-            return mark.read(operands, _flat(mark.order))
-        if self.padded and mark.order:  # what lies beyond is no number
+    def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
+        if not codec.writes:
+            return codec.read(operands, _flat(codec.order))
+        if self.padded and codec.order:  # what lies beyond is no number
             column = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile.columns), 1) + self.starts[-1]
             x = operands[0]
             operands = [jnp.where(column < self.length, x, jnp.zeros((), x.dtype)), *operands[1:]]
-        starts = operands[mark.arrays + 1 :]
+        starts = operands[codec.arrays + 1 :]
         *places, column = (sum(n) for n in zip(starts, self.starts, self.bases, strict=True))
-        row = sum(p * math.prod(mark.whole[n + 1 : -1]) for n, p in enumerate(places))
+        row = sum(p * math.prod(codec.whole[n + 1 : -1]) for n, p in enumerate(places))
         # of two axes the lengths do not matter: codecs are shared by all arrays
-        return mark.write(operands, (row, column), _flat(mark.order), (1, 1))
+        return codec.write(operands, (row, column), _flat(codec.order), (1, 1))
 
 
 def _flat(order: Order) -> Order:
@@ -147,7 +147,7 @@ def kernel(
             row, column = (n * size for n, size in zip(where or (0, 0), edges.run, strict=True))
             starts = [*index[:-2], index[-2] * tile.rows + row, index[-1] * tile.columns + column]
             loaded = [edges.load(ref, v, index, *where) for ref, v in zip(sources, pass_.inputs, strict=True)]
-            made = evaluated(closed, [*starts, *bases, *loaded, *numbers])
+            made = run_lowerable(closed, [*starts, *bases, *loaded, *numbers])
             for ref, v, x in zip(targets, wanted, made, strict=True):
                 edges.store(ref, v, index, x, *where)
 

@@ -22,7 +22,7 @@ _NAMES = """
 PRIMITIVES = frozenset(_NAMES.split())  # what the two compilers can do, with what is made here
 
 
-def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
+def run_lowerable(closed: Any, args: Sequence[Any]) -> list[Any]:
     """The results of a traced function, by equations that kernel compilers have."""
     values = dict(zip(closed.jaxpr.invars, args, strict=True))
     values |= dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
@@ -34,7 +34,7 @@ def evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
         operands = [read(a) for a in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         if hasattr(inner, "consts"):
-            made = evaluated(inner, operands)
+            made = run_lowerable(inner, operands)
         else:
             made = _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
         values.update(zip(eqn.outvars, made, strict=True))

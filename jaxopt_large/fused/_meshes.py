@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .._compat import varying_axes
 from .._encoded import BLOCK
-from ._pass import Order, Pass
+from .._partition import devices_along, names_in
+from ..passes.passes import Order, Pass
 
 UNKNOWN = "the layout of its arrays on the mesh is not known; zero or Explicit axes tell it"
 
@@ -35,7 +36,7 @@ class Placed:
 
     def parts(self) -> tuple[int, ...]:
         """Into how many parts each axis is divided."""
-        return tuple(math.prod(self.mesh.shape[name] for name in _names(entry)) for entry in self.spec)
+        return tuple(devices_along(names_in(entry), self.mesh) for entry in self.spec)
 
     def local(self, pass_: Pass) -> Pass:
         """The pass on one device."""
@@ -53,14 +54,10 @@ class Placed:
         found = []
         for entry, n in zip(self.spec, shape, strict=True):
             index = jnp.zeros((), jnp.int32)
-            for name in _names(entry):
+            for name in names_in(entry):
                 index = index * self.mesh.shape[name] + jax.lax.axis_index(name)
             found.append(index * n)
         return found
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def where_of(pass_: Pass, *, alone: bool = False) -> Placed | str | None:

@@ -10,13 +10,13 @@ from jax.extend.core import jaxpr_as_fun
 
 from .._axes import surrounded_by
 from .._encoded import is_encoded
-from .._slices import Slices, has_effects
 from .._states import explained
 from .._types import AnyRule, Params, State, Updates
-from ..storage._words import is_narrow
+from ..passes.integer_views import is_narrow
+from ..passes.passes import Pass
+from ..passes.split import keep, results_of, split, with_extra_results
+from ..tracing.graph import Slices, has_effects
 from ._dispatch import run
-from ._pass import Pass
-from ._split import keep, results_of, split, with_handed_on
 
 
 def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params, State]]:
@@ -88,7 +88,7 @@ class Step:
         slices = self.slices
         passes = split(slices, results_of(jax.tree.leaves(params), state, self.count))
         mine = {k for p in passes for k in p.results}
-        return with_handed_on(slices, passes, [x for k, x in enumerate(slices.outputs) if k not in mine])
+        return with_extra_results(slices, passes, [x for k, x in enumerate(slices.outputs) if k not in mine])
 
     def input_of(self, k: int) -> int:
         """The input whose place result `k` takes."""
@@ -118,7 +118,7 @@ class Step:
         groups: dict[Any, list[Pass]] = {}
         for n, p in enumerate(self.passes):
             narrow = any(is_narrow(p.types[v].dtype) for v in p.inputs)
-            alone = p.cuts or p.repeats or not p.has_blocks or narrow
+            alone = p.precomputed or p.repeats or not p.has_blocks or narrow
             key = n if alone else (p.key, self.aliased(p))
             if len(groups.setdefault(key, [])) == _MOST_TOGETHER:
                 groups[key, n] = groups.pop(key)
@@ -134,7 +134,7 @@ class Step:
             self.slices.give(k, x)
         results: dict[int, Any] = {}
         shared: dict[Any, Callable[..., Any]] = {} if traced else _outside_jit
-        began = None
+        token = None
         if len(_outside_jit) > _MOST_SHARED:
             _outside_jit.clear()
         for group in self._groups():
@@ -145,7 +145,7 @@ class Step:
                 shared[key] = jax.jit(run(first, aliased, kernels))
             arrays = [self.slices.computed(p.inputs) for p in group]
             scalars = self.slices.side_by_side(zip(*(p.scalars for p in group), strict=True))
-            made, began = shared[key](arrays, scalars, began)
+            made, token = shared[key](arrays, scalars, token)
             for p, xs in zip(group, made, strict=True):
                 results |= zip(p.results, xs, strict=True)
                 for k, x in zip(p.results, xs, strict=True):

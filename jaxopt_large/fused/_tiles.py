@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .._encoded import BLOCK, blocks_of
-from ._pass import Order, Pass
+from ..passes.passes import Order, Pass
 
 TPU_LIMIT = 32 * 2**20  # bytes of fast memory that a kernel may take; v5e and v6e have 128 MiB, v5p 95
 _TPU_BUDGET = 20 * 2**20  # of these, for tiles; what is made of a run needs little besides

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from .._errors import message
 from .._paths import leaf_paths
-from .._tables import table
+from .._tables import Table
 from .._types import AnyRule, Params
-from ..placement.shardings import evaluated
-from ._blocks import moved
+from ..passes.passes import Pass
+from ..placement.shardings import abstract_init
+from ._blocks import bytes_moved
 from ._dispatch import way
 from ._meshes import Placed, where_of
-from ._pass import Pass
 from ._step import Step, step_of
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -45,14 +45,14 @@ class LeafPass(NamedTuple):
     ratio: float
 
 
-class ApplyExplanation(tuple[LeafPass, ...]):
+class ApplyExplanation(Table):
     """One `LeafPass` per parameter; printed, a table."""
 
-    def __str__(self) -> str:
-        rows = [
-            (p.path, str(p.shape), p.way, p.why, *(f"{n:,}" for n in p[4:7]), f"{p.ratio:.2f}") for p in self
-        ]
-        return table(LeafPass._fields, rows)
+    columns = LeafPass._fields
+
+    def cell(self, row: LeafPass, column: str) -> str:
+        """What is printed of a row in a column."""
+        return f"{row.ratio:.2f}" if column == "ratio" else super().cell(row, column)
 
 
 def explain_apply(
@@ -89,7 +89,7 @@ def explain_apply(
         raise ValueError(
             message("explain_apply", f"platform is unknown, got {platform!r}", allowed=f"one of {PLATFORMS}")
         )
-    state, _ = evaluated(rule, params)
+    state, _ = abstract_init(rule, params)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     step = Step.taken(step_of(rule, extra), (shapes, state, shapes))
     owners = {} if step is None else {k: p for p in step.passes for k in p.results}
@@ -114,14 +114,14 @@ def _row(path: str, leaf: Any, pass_: Pass, platform: str, alone: bool) -> LeafP
     name, why = way(pass_, platform, where)
     if pass_.repeats:
         why += "; norms and the like of what it computes come before, and are not counted"
-    if pass_.cuts:
-        why += f"; XLA makes {len(pass_.cuts)} arrays for it before, which is not counted"
+    if pass_.precomputed:
+        why += f"; XLA makes {len(pass_.precomputed)} arrays for it before, which is not counted"
     local = where.local(pass_) if isinstance(where, Placed) else pass_
     read = sum(_bytes(local.types[v]) for v in local.inputs)
     written = sum(_bytes(local.types[v]) for v in local.results.values())
-    floor = read + written - sum(_bytes(local.types[v]) for v in local.cuts)
+    floor = read + written - sum(_bytes(local.types[v]) for v in local.precomputed)
     if name == "kernel" and platform == "tpu":
-        read, written = moved(local, platform)
+        read, written = bytes_moved(local, platform)
     elif name == "xla" and pass_.has_blocks:
         encoded = sum(pass_.kinds[v] is not None for v in pass_.results.values())
         read, written = read + _READ_APART * encoded * local.size, written + 4 * encoded * local.size

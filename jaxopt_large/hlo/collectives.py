@@ -10,6 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from .._errors import message
+from .._tables import Table, table
 from . import _text
 from ._text import Instruction, Module
 
@@ -50,7 +51,7 @@ class Collective(NamedTuple):
     name: str
 
 
-class Collectives(tuple[Collective, ...]):
+class Collectives(Table):
     """The collectives of one compiled function, in no particular order."""
 
     def count(self, kind: str) -> int:  # type: ignore[override]
@@ -70,12 +71,13 @@ class Collectives(tuple[Collective, ...]):
         return Collectives(c for c in self if c.computation != "main")
 
     def __str__(self) -> str:
-        lines = [f"{'collective':20}{'count':>6}{'in loops':>10}{'MB a call':>12}"]
-        for kind in _KINDS:
-            if n := self.count(kind):
-                loops = self.inside_loops().count(kind)
-                lines.append(f"{kind:20}{n:6}{loops:10}{self.bytes(kind) / 1e6:12.3f}")
-        return "\n".join(lines)
+        loops = self.inside_loops()
+        kinds = [kind for kind in _KINDS if self.count(kind)]
+        rows = [
+            (kind, str(self.count(kind)), str(loops.count(kind)), f"{self.bytes(kind) / 1e6:.3f}")
+            for kind in kinds
+        ]
+        return table(("collective", "count", "in loops", "MB a call"), rows)
 
 
 def collectives(compiled: Any) -> Collectives:

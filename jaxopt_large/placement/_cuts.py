@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from .._encoded import BLOCK
+from .._partition import entries, normal_spec, shards_of
+from .._window import Window
 
 _SHORTEST = 8  # elements of a share along its cut: for 4 the TPU compiler makes no reduce-scatter
 _MOST_PADDING = 0.01  # of a leaf; a dimension that needs more is not cut, the leaf is flattened
@@ -24,7 +26,7 @@ class Cut:
     size: int  # the dimension's length
     padded: int  # the length that divides
 
-    def store(self, x: Array) -> Array:
+    def pad(self, x: Array) -> Array:
         """The array in the shape in which shares are cut from it."""
         if self.dim is None:
             x = x.reshape(-1)
@@ -34,13 +36,13 @@ class Cut:
         widths[self.dim or 0] = (0, self.padded - self.size)
         return jnp.pad(x, widths)
 
-    def load(self, x: Array, shape: tuple[int, ...]) -> Array:
-        """The inverse of `store`, given the array's shape."""
+    def unpad(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """The inverse of `pad`, given the array's shape."""
         if self.padded != self.size:
             x = jax.lax.slice_in_dim(x, 0, self.size, axis=self.dim or 0)
         return x.reshape(shape)
 
-    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.dim is None:
             return (self.padded,)
         return (*shape[: self.dim], self.padded, *shape[self.dim + 1 :])
@@ -51,6 +53,12 @@ class Cut:
         if self.dim is None:
             return (length,) + (1,) * (len(shape) - 1)
         return (*shape[: self.dim], length, *shape[self.dim + 1 :])
+
+    def window(self, shape: tuple[int, ...], start: Any) -> Window:
+        """Where a share lies that begins at `start` along the cut, in an array of `shape`."""
+        if self.dim is None:
+            return Window(shape, (start,))
+        return Window(shape, tuple(start if dim == self.dim else 0 for dim in range(len(shape))))
 
     @property
     def waste(self) -> float:
@@ -124,25 +132,6 @@ def _next_multiple(size: int, unit: int) -> int:
     return math.ceil(size / unit) * unit
 
 
-# --- partition specs ----------------------------------------------------------------------------------
-
-
-def entry(spec: PartitionSpec | None, dim: int) -> tuple[str, ...]:
-    """The mesh axes that divide dimension `dim`."""
-    part = None if spec is None or dim >= len(spec) else spec[dim]
-    if part is None or part is PartitionSpec.UNCONSTRAINED:
-        return ()
-    return part if isinstance(part, tuple) else (part,)
-
-
-def entries(spec: PartitionSpec | None, rank: int) -> list[tuple[str, ...]]:
-    return [entry(spec, dim) for dim in range(rank)]
-
-
-def shards_of(spec: PartitionSpec | None, dim: int, mesh: Any) -> int:
-    return math.prod(mesh.shape[name] for name in entry(spec, dim))
-
-
 def cut_spec(spec: PartitionSpec, cut: Cut, axes: Sequence[str], rank: int) -> PartitionSpec:
     """`spec` with `axes` added where the array is cut, minor to the axes already there."""
     parts = entries(spec, rank)
@@ -150,16 +139,3 @@ def cut_spec(spec: PartitionSpec, cut: Cut, axes: Sequence[str], rank: int) -> P
         return normal_spec([(*(name for part in parts for name in part), *axes)])
     parts[cut.dim] = (*parts[cut.dim], *axes)
     return normal_spec(parts)
-
-
-def normal_spec(parts: Sequence[tuple[str, ...]]) -> PartitionSpec:
-    """The spelling that compiled functions return: no tuples of one, no trailing None."""
-    short = [None if not e else e[0] if len(e) == 1 else tuple(e) for e in parts]
-    while short and short[-1] is None:
-        short.pop()
-    return PartitionSpec(*short)
-
-
-def respelled(spec: PartitionSpec | None, rank: int) -> PartitionSpec:
-    """`spec` for an array of `rank`, in its normal spelling."""
-    return normal_spec(entries(spec, rank))

@@ -15,10 +15,10 @@ from .._gradients import in_order
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Updates, make_rule
-from ._begun import begun, traced
 from ._cuts import Cut
-from ._decisions import Options, describe_mesh, plan_layout
+from ._init_in_place import init_in_place, traced_init
 from ._layout import Layout, ZeroState, check_updates
+from ._layout_jit import Options, describe_mesh, plan_layout
 
 
 def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Options) -> Rule:
@@ -30,12 +30,12 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         if is_placeholder(params):
             return ZeroState(rule.init(params), ANYTHING)
         with surrounded_by("zero"):
-            closed, abstract = traced(rule.init, params)
+            closed, abstract = traced_init(rule.init, params)
             layout = plan_layout(rule, abstract, params, mesh, axes, options)
 
             like = list(zip(layout.state, layout.state_specs, strict=True))
             compiled = functools.partial(_compiled, layout, explicit)
-            leaves = begun(closed, jax.tree.leaves(params), like, compiled)
+            leaves = init_in_place(closed, jax.tree.leaves(params), like, compiled)
         return ZeroState(jax.tree.structure(abstract).unflatten(leaves), layout)
 
     def update(
@@ -65,14 +65,14 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
                 placed = place(gradients.treedef.flatten_up_to(params), layout.share_specs)
                 values = gradients.treedef.unflatten(placed)
             with explained("zero", rule.init, state.inner, own, values):
-                logical = treedef.unflatten(_loaded(inner, layout))
+                logical = treedef.unflatten(_unpadded(inner, layout))
             # compiled apart from what surrounds it, the rule rounds alike on every mesh
             own, values = jax.lax.optimization_barrier((own, values))
             with surrounded_by("zero"), explained("zero", rule.init, logical, own, values):
                 made, new = rule.update(own, logical, values, **rest(arrays))
             changes = jax.lax.optimization_barrier(gradients.changes(made, values))
             changes = place(place(changes, layout.share_specs), layout.param_specs)
-            leaves = place(_stored(jax.tree.leaves(new), layout.state), layout.state_specs)
+            leaves = place(_padded(jax.tree.leaves(new), layout.state), layout.state_specs)
             return changes, leaves
 
         leaves = gradients.leaves
@@ -128,7 +128,7 @@ def _compiled(
     specs = [layout.state_specs[n] for n in numbers]
 
     def shares(*arrays: Any) -> list[Any]:
-        return _stored(run(*arrays), [layout.state[n] for n in numbers])
+        return _padded(run(*arrays), [layout.state[n] for n in numbers])
 
     if isinstance(layout.mesh, AbstractMesh):
         return shares
@@ -139,13 +139,13 @@ def _compiled(
 # --- inside the step ----------------------------------------------------------------------------------
 
 
-def _stored(leaves: list[Any], cuts: Sequence[Cut | None]) -> list[Any]:
-    return [cut.store(x) if cut else x for x, cut in zip(leaves, cuts, strict=True)]
+def _padded(leaves: list[Any], cuts: Sequence[Cut | None]) -> list[Any]:
+    return [cut.pad(x) if cut else x for x, cut in zip(leaves, cuts, strict=True)]
 
 
-def _loaded(leaves: list[Any], layout: Layout) -> list[Any]:
+def _unpadded(leaves: list[Any], layout: Layout) -> list[Any]:
     return [
-        cut.load(x, shape) if cut else x
+        cut.unpad(x, shape) if cut else x
         for x, cut, shape in zip(leaves, layout.state, layout.shapes, strict=True)
     ]
 

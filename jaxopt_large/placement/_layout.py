@@ -90,11 +90,6 @@ def sharding_of(x: Any) -> Any:
     return None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
 
 
-def spec_of(sharding: Any) -> PartitionSpec:
-    """A named sharding's spec; nothing is divided under any other kind."""
-    return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
-
-
 def without_aliases(state: State, params: Params) -> State:
     """`state` with its own copy of every array that is a parameter or stands in it twice.
 

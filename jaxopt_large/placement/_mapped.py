@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from .._axes import sharded_over, surrounded_by
-from .._axes import shares as announced
+from .._axes import sharded_over, surrounded_by, windows
 from .._compat import all_gather_invariant, as_varying, axis_size, varies
 from .._errors import message
 from .._gradients import in_order
@@ -19,11 +18,11 @@ from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut
-from ._decisions import Options
 from ._jit import check_order
 from ._layout import Layout, MissingAxisError, ZeroState, check_updates
+from ._layout_jit import Options
+from ._layout_mapped import my_windows, plan_shares, shapes_of_rank_one
 from ._reductions import refuse_reductions
-from ._shares import my_shares, plan_shares, shapes_of_rank_one
 
 
 def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule:
@@ -36,7 +35,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         shares = _size(axis_name)
         with sharded_over(axis_name), surrounded_by("zero"):
             layout = plan_shares(rule, params, axis_name, shares, options)
-            with announced(my_shares(params, layout)):
+            with windows(my_windows(params, layout)):
                 return ZeroState(rule.init(_own(params, layout)), layout)
 
     def update(
@@ -61,7 +60,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         treedef = gradients.treedef
         mine = treedef.unflatten(_mean_shares(gradients.leaves, layout, factor))
         values = None if params is None else _own(params, layout)
-        known = announced(my_shares(treedef.unflatten(range(len(layout.params))), layout))
+        known = windows(my_windows(treedef.unflatten(range(len(layout.params))), layout))
         with sharded_over(axis_name), surrounded_by("zero"), known:
             whole = shapes_of_rank_one((gradients.tree, gradients.tree if params is None else params))
             refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
@@ -102,7 +101,7 @@ def _own(tree: Any, layout: Layout) -> Any:
 def _own_share(x: Array, cut: Cut, layout: Layout) -> Array:
     length, dim = cut.padded // layout.shares, cut.dim or 0
     index = jax.lax.axis_index(layout.axes[0])
-    share = jax.lax.dynamic_slice_in_dim(cut.store(x), index * length, length, axis=dim)
+    share = jax.lax.dynamic_slice_in_dim(cut.pad(x), index * length, length, axis=dim)
     return share.reshape(cut.share_shape(x.shape, layout.shares))
 
 
@@ -114,7 +113,7 @@ def _mean_shares(leaves: list[Any], layout: Layout, factor: Array | None) -> lis
     axis_name, shares = layout.axes[0], layout.shares
 
     def wide(g: Array, cut: Cut) -> Array:
-        x = cut.store(g).astype(accumulation_dtype(g.dtype))
+        x = cut.pad(g).astype(accumulation_dtype(g.dtype))
         if factor is None:
             return x
         # a device that counts for nothing may hold anything, NaN too
@@ -157,13 +156,13 @@ def _gathered(changes: list[Any], layout: Layout) -> list[Any]:
     whole: list[Any] = list(changes)
     for i, (u, cut) in enumerate(zip(changes, layout.params, strict=True)):
         if u is not None and cut is not None and cut.dim is not None:
-            whole[i] = cut.load(gather(u, cut.dim), shapes[i])
+            whole[i] = cut.unpad(gather(u, cut.dim), shapes[i])
     flat = _flat(layout, changes)
     for members in _by_dtype(flat, [changes[i].dtype for i, _ in flat]):
         rows = gather(jnp.concatenate([changes[i].reshape(1, -1) for i, _ in members], axis=1), 0)
         parts = _split(rows, [c.padded // shares for _, c in members])
         for (i, cut), part in zip(members, parts, strict=True):
-            whole[i] = cut.load(part.reshape(-1), shapes[i])
+            whole[i] = cut.unpad(part.reshape(-1), shapes[i])
     return whole
 
 

@@ -15,7 +15,8 @@ from .._compat import like_varying
 from .._errors import message
 from .._parts import ELEMENTWISE
 from .._types import Params, Rule, State, Updates
-from ._same_work import difference_in_work, is_codec, transform_of
+from ..passes.codecs import codec_of
+from ._same_work import difference_in_work, transform_of
 
 # what ours does right that optax's cannot know of
 _OURS = {
@@ -143,7 +144,7 @@ def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> l
     name, count = eqn.primitive.name, len(eqn.outvars)
     most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
     blame = transform_of(eqn) or outer
-    if is_codec(eqn):
+    if codec_of(eqn):
         return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
     if name in ("cond", "while", "scan"):
         return _LOOPS[name](eqn, operands, axis_name, blame)

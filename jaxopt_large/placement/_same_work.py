@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .._encoded import DECODE, ENCODE
+from ..passes.codecs import codec_of
 
 _WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame
 _SHAPES = {"shape", "sizes", "new_sizes", "sharding", "out_sharding", "in_avals", "out_avals"}
@@ -18,7 +18,7 @@ def difference_in_work(one: Any, other: Any) -> str | None:
     for a, b in zip(first, second, strict=False):
         if a.primitive is not b.primitive or not _same_literals(a, b):
             return transform_of(a)
-        if is_codec(a):
+        if codec_of(a):
             continue
         for key in a.params.keys() - _SHAPES:
             x, y = a.params[key], b.params.get(key)
@@ -49,11 +49,6 @@ def _jaxprs(value: Any) -> list[Any]:
     """The jaxprs in a parameter of an equation."""
     values = value if isinstance(value, tuple) else (value,)
     return [v for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
-
-
-def is_codec(eqn: Any) -> bool:
-    """Is it a format's encode or decode? They know which part of a leaf they have."""
-    return str(eqn.params.get("name", "")).startswith((ENCODE, DECODE))
 
 
 def transform_of(eqn: Any) -> str:

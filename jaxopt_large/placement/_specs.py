@@ -16,9 +16,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems
 from .._owners import Owners
+from .._partition import entry, is_even, normal_spec, respelled, shards_of
 from .._paths import first_match, leaf_paths, listed
 from .._types import Params, State
-from ._cuts import entry, normal_spec, respelled
 
 SMALL = 2**16  # bytes: what is smaller is not worth a collective
 
@@ -127,9 +127,7 @@ def _check_given(problems: Problems, name: str, shape: Shape, spec: PartitionSpe
             if mesh is None or axis not in mesh.shape:
                 problems.add(f"{spec} names an axis that the mesh lacks, got {axis!r}", at=name)
                 return
-        parts = 1
-        for axis in entry(spec, dim):
-            parts *= mesh.shape[axis]
+        parts = shards_of(spec, dim, mesh)
         if size % parts:
             problems.add(
                 f"{spec} divides dimension {dim} of shape {shape} by {parts}", at=name, allowed="whole parts"
@@ -152,9 +150,7 @@ def _typed_specs(
     explicit = AbstractMesh(sizes, names, axis_types=(AxisType.Explicit,) * len(names))
     placed = []
     for x, spec in zip(shapes, specs, strict=True):
-        even = all(
-            size % _parts(spec, dim, mesh) == 0 for dim, size in enumerate(x.shape)
-        )  # a type cannot say that parts are uneven
+        even = is_even(spec, x.shape, mesh)  # a type cannot say that parts are uneven
         sharding = NamedSharding(explicit, spec if even else PartitionSpec())
         placed.append(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding))
     try:
@@ -163,13 +159,6 @@ def _typed_specs(
     except Exception:  # what JAX raises for an untyped operation has no common class
         return None
     return [respelled(getattr(x.sharding, "spec", PartitionSpec()), x.ndim) for x in jax.tree.leaves(state)]
-
-
-def _parts(spec: PartitionSpec, dim: int, mesh: Any) -> int:
-    parts = 1
-    for axis in entry(spec, dim):
-        parts *= mesh.shape[axis]
-    return parts
 
 
 def scales_in(state: State) -> dict[int, tuple[int, Encoded]]:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from .._compat import explicit_sharding, to_device, to_host
 from .._gradients import in_order
 from .._parts import ByParts, NotByPartsError
-from .._slices import Slices
 from .._states import explained
 from .._types import Params, Rule, State, Updates
-from ._hosted import Hosted, OffloadState
+from ..tracing.graph import Slices
+from ._offload_state import OffloadPlan, OffloadState
 
 
 def stream(
@@ -21,7 +21,7 @@ def stream(
     return _Stream(rule, updates, state.inner, state.hosted, params, extra).run()
 
 
-def ways(rule: Rule, params: Params, state: State, hosted: Hosted) -> tuple[str, ...]:
+def ways(rule: Rule, params: Params, state: State, hosted: OffloadPlan) -> tuple[str, ...]:
     """How the state of each parameter streams, in words."""
     shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), t) for t in (params, state)]
     try:
@@ -39,7 +39,7 @@ class _Stream:
         rule: Rule,
         updates: Updates,
         inner: State,
-        hosted: Hosted,
+        hosted: OffloadPlan,
         params: Params | None,
         extra: dict[str, Any],
     ):

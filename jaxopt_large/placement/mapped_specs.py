@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec
 from .._device_sums import is_device_sum
 from .._errors import message
 from .._owners import Owners
+from .._partition import entries, normal_spec, respelled
 from .._types import AnyRule, Params
-from ._cuts import entries, normal_spec, respelled
 from ._layout import Layout, MissingAxisError, ZeroState, is_zero
-from .shardings import evaluated
+from .shardings import abstract_init
 
 
 def mapped_state_specs(
@@ -45,7 +45,7 @@ def mapped_state_specs(
     (('data',), ())
     """
     try:
-        state, _ = evaluated(rule, params, axis_sizes)
+        state, _ = abstract_init(rule, params, axis_sizes)
     except MissingAxisError as error:
         given = ", ".join(map(repr, axis_sizes)) or "none"
         raise MissingAxisError(f"{error} The mapped axes given are {given}.") from error

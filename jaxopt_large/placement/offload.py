@@ -13,9 +13,9 @@ from .._paths import check_glob, leaf_paths, matches
 from .._states import check_state
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._begun import traced
-from ._hosted import Hosted, OffloadState
+from ._init_in_place import traced_init
 from ._layout import without_aliases
+from ._offload_state import OffloadPlan, OffloadState
 from ._specs import SMALL, infer_specs
 from ._stream import stream, ways
 from .shardings import state_shardings
@@ -74,8 +74,10 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
             return OffloadState(rule.init(params), ANYTHING)
         hosted = _plan(rule, params, only, layers, min_bytes)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
-            return OffloadState(hosted.moved(rule.init(params), to_host), hosted)
-        shardings = hosted.moved(state_shardings(rule, params), lambda s: s.with_memory_kind("pinned_host"))
+            return OffloadState(hosted.map_hosted(rule.init(params), to_host), hosted)
+        shardings = hosted.map_hosted(
+            state_shardings(rule, params), lambda s: s.with_memory_kind("pinned_host")
+        )
 
         def fresh(params: Params) -> State:
             return without_aliases(rule.init(params), params)
@@ -92,10 +94,10 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
     return make_rule(init, update)
 
 
-def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: int) -> Hosted:
+def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: int) -> OffloadPlan:
     """Which leaves of the state go to the host, and which parameter each belongs to."""
     leaves = jax.tree.leaves(params)
-    _, state = traced(rule.init, params)
+    _, state = traced_init(rule.init, params)
     everywhere = [jax.sharding.PartitionSpec()] * len(leaves)
     followed = infer_specs("offload", rule.init, state, params, everywhere, None)
     paths = leaf_paths(state)
@@ -108,5 +110,5 @@ def _plan(rule: Rule, params: Params, only: str, layers: str | None, min_bytes: 
     check_glob(problems, "layers", layers, leaf_paths(params), "parameter")
     problems.raise_if_any()
     stacked = tuple(layers is not None and matches(layers, path) for path in leaf_paths(params))
-    hosted = Hosted(on_host, tuple(f.owner for f in followed), stacked)
+    hosted = OffloadPlan(on_host, tuple(f.owner for f in followed), stacked)
     return dataclasses.replace(hosted, ways=ways(rule, params, state, hosted))

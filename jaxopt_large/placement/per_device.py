@@ -12,7 +12,8 @@ from jaxtyping import Array
 from .._compat import make_mesh, per_device_sharding
 from .._device_sums import is_device_sum
 from .._errors import message
-from ._cuts import Cut, normal_spec
+from .._partition import normal_spec
+from ._cuts import Cut
 from ._layout import Layout, ZeroState, is_zero
 
 _AXIS = "devices"
@@ -204,18 +205,18 @@ def _joined(x: Array, cut: Cut, shape: tuple[int, ...], mesh: Mesh | None) -> Ar
     spec = normal_spec([()] * (cut.dim or 0) + [mesh.axis_names])
     shares = [c.reshape(-1) if cut.dim is None else c for c in _copies(x)]
     stored = jax.make_array_from_single_device_arrays(
-        cut.stored_shape(shape), NamedSharding(mesh, spec), shares
+        cut.padded_shape(shape), NamedSharding(mesh, spec), shares
     )
     if cut.dim is not None and not cut.waste:
         return stored
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda s: cut.load(s, shape), out_shardings=whole)(stored)
+    return jax.jit(lambda s: cut.unpad(s, shape), out_shardings=whole)(stored)
 
 
 def _divided(x: Any, cut: Cut, shape: tuple[int, ...], layout: Layout, like: Array) -> Array:
     devices = _devices(like)
     _check_shape(x, shape)
-    stored = cut.store(jnp.asarray(x))
+    stored = cut.pad(jnp.asarray(x))
     length = cut.padded // layout.shares
     parts = [
         jax.device_put(jax.lax.slice_in_dim(stored, i * length, (i + 1) * length, axis=cut.dim or 0), d)

@@ -9,10 +9,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from .._errors import Problems, check_rule, message
 from .._paths import leaf_paths
 from .._types import AnyRule, Params, as_leaves
-from ._decisions import checked_mesh, param_specs
-from ._hosted import OffloadState, is_offloaded
-from ._known import known_shardings
 from ._layout import Layout, ZeroState, is_zero, sharding_of, without_aliases
+from ._layout_jit import checked_mesh, param_specs
+from ._offload_state import OffloadState, is_offloaded
+from ._parameter_shardings import known_shardings
 from ._specs import infer_specs
 
 _WHO = "state_shardings"
@@ -35,7 +35,7 @@ def abstract_state(
     >>> state.inner[0].mu["w"].sharding.shard_shape((64, 512))
     (8, 512)
     """
-    state, _ = evaluated(rule, params)
+    state, _ = abstract_init(rule, params)
     shardings = state_shardings(rule, params, mesh, specs=specs)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
@@ -101,7 +101,7 @@ def state_shardings(
     """
     mesh = None if mesh is None else checked_mesh(_WHO, mesh)
     params = as_leaves(params)
-    state, shardings = evaluated(rule, params)
+    state, shardings = abstract_init(rule, params)
     mesh = mesh or _mesh_of([*shardings.values()], state)
     whole = [PartitionSpec()] * len(jax.tree.leaves(params))
     divided = whole if mesh is None else param_specs(_WHO, params, mesh)
@@ -130,7 +130,7 @@ def state_shardings(
 def _in_its_memory(node: Any) -> Any:
     if not is_offloaded(node):
         return node
-    inner = node.hosted.moved(node.inner, lambda s: s.with_memory_kind("pinned_host"))
+    inner = node.hosted.map_hosted(node.inner, lambda s: s.with_memory_kind("pinned_host"))
     return OffloadState(inner, node.hosted)
 
 
@@ -147,7 +147,7 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     Raises:
       ValueError: there is no `zero` over all the parameters.
     """
-    state, _ = evaluated(rule, params)
+    state, _ = abstract_init(rule, params)
     leaves, treedef = jax.tree.flatten(params)
     for node in jax.tree.leaves(state, is_leaf=is_zero):
         if is_zero(node) and node.layout.mesh is not None and len(node.layout.share_specs) == len(leaves):
@@ -158,7 +158,7 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     )
 
 
-def evaluated(
+def abstract_init(
     rule: AnyRule, params: Params, axis_sizes: Mapping[str, int] | None = None
 ) -> tuple[Any, dict[Any, Sharding]]:
     """The state's shapes, and key path -> sharding of the parameters that have one.

@@ -7,8 +7,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from .._errors import Problems, check_rule, message
 from .._types import AnyRule, Rule
-from ._decisions import Options, checked_mesh
 from ._jit import zero_in_jit
+from ._layout_jit import Options, checked_mesh
 from ._mapped import zero_in_mapped_axis
 from ._specs import SMALL
 

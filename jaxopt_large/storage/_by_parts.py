@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from .._axes import is_surrounded_by, reduction_axes
 from .._encoded import is_encoded
 from .._parts import ByParts, NotByPartsError
-from .._slices import Slices, has_effects
 from .._states import explained
 from .._types import Params, Rule, State, Updates
+from .._window import Window
+from ..passes.integer_views import from_words, pack, to_words, unpack
+from ..passes.loop import opaque_zero
+from ..passes.regions import Region, part, regions, with_part
+from ..tracing.graph import Slices, has_effects
 from ._codec import Codec
-from ._regions import Region, part, regions, with_part
-from ._words import from_words, pack, to_words, unpack
-from .random import Part
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
 _FEWEST = 2**15  # below it, rounds cost more than they save
@@ -161,7 +161,7 @@ class UpdateByParts:
             elif self.kept(k):
                 value = self._value(k) + results[k]
                 results[k], residuals[k] = self.codec.write(k, self.params[k], value)
-        began = hidden_zero(self.codec.step)
+        began = opaque_zero(self.codec.step)
         for i, loop in self.loops.items():
             loop.prepare()
             leaf, began = self._looped(i, loop, began)
@@ -241,13 +241,13 @@ class UpdateByParts:
             results = loop.at(starts, parts)
             step, residual = results.pop(i), None
             if self.kept(i):
-                step, residual = self.codec.write(i, p, parts[value] + step, Part(shape, starts))
+                step, residual = self.codec.write(i, p, parts[value] + step, Window(shape, starts))
             return _Leaf(results, to_words(step), residual)
 
         def written(leaf: _Leaf, starts: Any, made: _Leaf) -> _Leaf:
             fields = {}
             for k, x in leaf.fields.items():
-                place = Part(shape, starts)
+                place = Window(shape, starts)
                 new = self.codec.encode(k - self.count, nodes[k], made.fields[k], place, apart=True)
                 fields[k] = with_part(x, starts, to_words(new))
             update = with_part(leaf.update, starts, made.update)
@@ -271,19 +271,6 @@ class UpdateByParts:
             began = n // (region.rounds + 1)
         fields = {k: from_words(x, nodes[k]) for k, x in leaf.fields.items()}
         return _Leaf(fields, from_words(leaf.update, out), leaf.residual), began
-
-
-@custom_vmap
-def hidden_zero(step: Any) -> Any:
-    """A 0 that compilers do not see: loops of one round stay, and loops after it wait."""
-    return jnp.minimum(step, 0)
-
-
-@hidden_zero.def_vmap
-def _(size: int, is_batched: Any, steps: Any) -> Any:
-    """One for the whole batch: with one each, loops would select every array they carry."""
-    del size, is_batched
-    return hidden_zero(jnp.min(steps)), False
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._axes import share_of
+from .._axes import window_of
 from .._encoded import is_encoded
 from .._paths import leaf_paths
 from .._types import Params
-from ._fields import Choice
+from .._window import Window
+from ._choices import Choice
 from .parameters import ParameterFormat, read, write
-from .random import Part, leaf_key, part_of
+from .random import leaf_key
 
 
 class Codec:
@@ -54,15 +55,15 @@ class Codec:
         """A leaf of the state as the rule is to see it."""
         return node.format.decode(node) if is_encoded(node) else node
 
-    def encode(self, j: int, old: Any, x: Array, part: Part | None = None, *, apart: bool = False) -> Any:
+    def encode(self, j: int, old: Any, x: Array, window: Window | None = None, *, apart: bool = False) -> Any:
         """What the rule made of leaf `j`, or of a part of it, in the format of what it replaces."""
         if not is_encoded(old):
             return x.astype(old.dtype) if hasattr(old, "dtype") and x.dtype != old.dtype else x
         choice = self._choices[j]
-        if part is None and choice.owner is not None:
-            part = part_of(share_of(self._keys[choice.owner]))
+        if window is None and choice.owner is not None:
+            window = window_of(self._keys[choice.owner])
         key = leaf_key(self._seed, f"{choice.field}/{choice.path}", self.step)
-        return old.format.encode(x.astype(old.dtype), key, part=part, apart=apart)
+        return old.format.encode(x.astype(old.dtype), key, window=window, apart=apart)
 
     def keeps(self, p: Any) -> bool:
         """Is a parameter kept specially?"""
@@ -76,9 +77,9 @@ class Codec:
         """A parameter as the rule is to see it."""
         return read(self._kept, p, residual) if self.keeps(p) else p
 
-    def write(self, i: int, p: Any, value: Any, part: Part | None = None) -> tuple[Any, Any]:
+    def write(self, i: int, p: Any, value: Any, window: Window | None = None) -> tuple[Any, Any]:
         """The update that takes parameter `i`, or a part of it, to a new value, and the new residual."""
-        if part is None:
-            part = part_of(share_of(self._keys[i]))
+        if window is None:
+            window = window_of(self._keys[i])
         key = leaf_key(self._seed, f"params/{self._names[i]}", self.step)
-        return write(self._kept, p, value, key, part)
+        return write(self._kept, p, value, key, window)

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, UInt32
 from .._compat import auto_axes, explicit_sharding
 from .._encoded import BLOCK, Coding, Encoded, scale_order, scale_shape
 from .._errors import message
+from .._partition import devices_along, names_in
+from .._window import Window
+from ..passes.codecs import CodecCall, codec_call
 from ._blocks import block_max, from_blocks, over_blocks, to_blocks
-from ._marks import Mark, marked
-from .random import Part, random_bits
+from .random import random_bits
 
 _SMALLEST_SIGNED = 1e-30  # blocks below it are stored as 0: XLA:CPU flushes what is below 1e-38
 _LARGEST = 2.0**126  # the inverse of more would be flushed to 0
@@ -41,7 +43,7 @@ class Format:
         x: Float[Array, "..."],
         key: UInt32[Array, ""] | None = None,
         *,
-        part: Part | None = None,
+        window: Window | None = None,
         apart: bool = False,
     ) -> Encoded:
         """The array in this format.
@@ -49,7 +51,7 @@ class Format:
         Args:
           x: of rank 1 or more.
           key: from which stochastic rounding draws; by default a constant one.
-          part: which part of the whole array it is; it must not divide a block.
+          window: which part of the whole array it is; it must not divide a block.
           apart: is x in memory, and not computed on the way? It decides how XLA:CPU finds maxima best.
 
         Raises:
@@ -60,7 +62,7 @@ class Format:
                 message(f"{self.name}.encode", "a scalar has no last axis", do="Keep it as it is")
             )
         key = jnp.uint32(0) if key is None else key
-        whole, starts = part or Part(x.shape, (0,) * x.ndim)
+        whole, starts = window or Window(x.shape, (0,) * x.ndim)
         order = scale_order(whole) if self.blocks else ()
         run = self._placed(_encoder(self, order, whole, apart), x, lambda specs: specs)
         codes, scales = run(x, key, starts)
@@ -121,8 +123,7 @@ class Format:
 
 def _divides_blocks(shape: tuple[int, ...], last: Any, mesh: Any) -> bool:
     """Does `last`, an entry of a spec, divide blocks of the last axis?"""
-    names = () if last is None else (last,) if isinstance(last, str) else tuple(last)
-    count = math.prod(mesh.shape[name] for name in names)
+    count = devices_along(names_in(last), mesh)
     return count > 1 and shape[-1] % (BLOCK * count) != 0
 
 
@@ -136,7 +137,7 @@ def _encoder(
         wide = x.astype(jnp.float32)
 
         def bits() -> Array:
-            return random_bits(key, x.shape, Part(whole, starts))
+            return random_bits(key, x.shape, Window(whole, starts))
 
         if not format.blocks:
             return format.to_codes(wide, bits), None
@@ -153,8 +154,8 @@ def _encoder(
         return from_blocks(codes, x.shape[-1]), jnp.transpose(scale, order)
 
     what = (format, order, whole, apart)
-    mark = Mark("encode", whole, order, functools.partial(_encoder, format))
-    return marked(encode, format.name, what, mark)
+    codec = CodecCall("encode", whole, order, functools.partial(_encoder, format))
+    return codec_call(encode, format.name, what, codec)
 
 
 @functools.cache
@@ -176,7 +177,7 @@ def _decoder(format: Format, dtype: str, order: tuple[int, ...]) -> Callable[...
         del whole, apart
         return _decoder(format, dtype, order)
 
-    return marked(decode, format.name, (format, dtype, order), Mark("decode", (), order, make))
+    return codec_call(decode, format.name, (format, dtype, order), CodecCall("decode", (), order, make))
 
 
 def stochastic_codes(n: Array, low: Array, value: Callable[[Array], Array], u: Array) -> Array:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Int8, UInt32
 
-from ._marks import Mark, marked
+from .._window import Window
+from ..passes.codecs import CodecCall, codec_call
 from .bfloat16 import round_stochastically
-from .random import Part, random_bits
+from .random import random_bits
 
 _LOWER = 16  # bits of a float32 that a bfloat16 has not
 _HALF = 2 ** (_LOWER - 1)  # the farthest that a float32 lies from its bfloat16, in units of its last place
@@ -111,10 +112,10 @@ def read(format: ParameterFormat, p: Array, residual: Any) -> Float32[Array, "..
 
 
 def write(
-    format: ParameterFormat, p: Array, value: Array, key: UInt32[Array, ""], part: Part | None = None
+    format: ParameterFormat, p: Array, value: Array, key: UInt32[Array, ""], window: Window | None = None
 ) -> tuple[Float32[Array, "..."], Any]:
     """`format.write` with the bits that a leaf draws from `key`, as a jit of its own name."""
-    whole, starts = part or Part(p.shape, (0,) * p.ndim)
+    whole, starts = window or Window(p.shape, (0,) * p.ndim)
     return _writer(format, whole)(p, value, key, starts)
 
 
@@ -123,16 +124,16 @@ def _reader(format: ParameterFormat) -> Callable[..., Any]:
     def decode(p: Array, residual: Any) -> Array:
         return format.read(p, residual)
 
-    return marked(decode, format.name, format, Mark("read", (), (), lambda *_: _reader(format)))
+    return codec_call(decode, format.name, format, CodecCall("read", (), (), lambda *_: _reader(format)))
 
 
 @functools.cache
 def _writer(format: ParameterFormat, whole: tuple[int, ...]) -> Callable[..., Any]:
     def encode(p: Array, value: Array, key: Array, starts: tuple[Any, ...]) -> tuple[Array, Any]:
-        return format.write(p, value, random_bits(key, p.shape, Part(whole, starts)))
+        return format.write(p, value, random_bits(key, p.shape, Window(whole, starts)))
 
-    mark = Mark("write", whole, (), lambda order, whole, apart: _writer(format, whole))
-    return marked(encode, format.name, (format, whole), mark)
+    codec = CodecCall("write", whole, (), lambda order, whole, apart: _writer(format, whole))
+    return codec_call(encode, format.name, (format, whole), codec)
 
 
 def _word(x: Float32[Array, "..."]) -> Array:

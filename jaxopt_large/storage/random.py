@@ -4,38 +4,17 @@ The same element of the same leaf gets the same bits at the same step, on every 
 """
 
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from .._axes import Share
 from .._bits import mix
+from .._window import Window
 
 _COLUMN = 0x9E3779B9  # odd, so that columns of a row keep apart
-
-
-class Part(NamedTuple):
-    """Which part of a whole array an array is.
-
-    Attributes:
-      shape: the whole array's.
-      starts: where the part begins along each axis; a single number: it is a run of the flattened array.
-    """
-
-    shape: tuple[int, ...]
-    starts: tuple[Any, ...]
-
-
-def part_of(share: Share | None) -> Part | None:
-    """One device's share, as a part."""
-    if share is None:
-        return None
-    if share.dim is None:
-        return Part(share.shape, (share.start,))
-    return Part(share.shape, tuple(share.start if d == share.dim else 0 for d in range(len(share.shape))))
 
 
 def leaf_key(seed: UInt32[Array, ""], name: str, step: Any) -> UInt32[Array, ""]:
@@ -49,7 +28,7 @@ def _leaf_key(seed: UInt32[Array, ""], name: UInt32[Array, ""], step: Any) -> UI
 
 
 def random_bits(
-    key: UInt32[Array, ""], shape: tuple[int, ...], part: Part | None = None
+    key: UInt32[Array, ""], shape: tuple[int, ...], window: Window | None = None
 ) -> UInt32[Array, "..."]:
     """32 bits for each element, by its place in the whole array.
 
@@ -57,7 +36,7 @@ def random_bits(
     """
     if not shape:
         return mix(key)
-    whole, starts = part or Part(shape, (0,) * len(shape))
+    whole, starts = window or Window(shape, (0,) * len(shape))
     if len(starts) < len(shape):  # a run of the flattened array
         place = _iota(shape, 0, starts[0])
         columns = jnp.uint32(whole[-1] if whole else 1)

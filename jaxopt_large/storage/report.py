@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems, message
 from .._paths import path_string
-from .._tables import table
+from .._tables import Table
 from .._types import State
 from .stored import is_stored
 
@@ -38,23 +38,20 @@ class Usage(NamedTuple):
     error: float
 
 
-class StorageReport(tuple[Usage, ...]):
+class StorageReport(Table):
     """One `Usage` per encoded leaf; printed, a table."""
 
-    def __str__(self) -> str:
-        head = ("path", "format", "saturated", "smallest", "scales", "error")
-        rows = [
-            (
-                u.path,
-                u.format,
-                f"{u.saturated:.2%}",
-                f"{u.smallest:.2%}",
-                "-" if np.isnan(u.least_scale) else f"{u.least_scale:.1e} to {u.most_scale:.1e}",
-                "-" if np.isnan(u.error) else f"{u.error:.2%}",
-            )
-            for u in self
-        ]
-        return table(head, rows, ruled=False)
+    columns = ("path", "format", "saturated", "smallest", "scales", "error")
+    ruled = False
+
+    def cell(self, row: Usage, column: str) -> str:
+        """What is printed of a row in a column."""
+        if column == "scales":
+            return "-" if np.isnan(row.least_scale) else f"{row.least_scale:.1e} to {row.most_scale:.1e}"
+        if column in ("saturated", "smallest", "error"):
+            share = getattr(row, column)
+            return "-" if np.isnan(share) else f"{share:.2%}"
+        return super().cell(row, column)
 
 
 def storage_report(state: State, shadow: State | None = None) -> StorageReport:

@@ -21,12 +21,12 @@ from .._states import check_state, explained
 from .._static import ANYTHING, StaticNode, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 from ._by_parts import UpdateByParts, helps
+from ._choices import Choice, choose
 from ._codec import Codec
-from ._fields import Choice, choose
 from ._format import Format
 from .float32 import Float32
 from .parameters import ParameterFormat, Split
-from .random import leaf_key, part_of
+from .random import leaf_key
 
 
 @jax.tree_util.register_static
@@ -125,7 +125,7 @@ def stored(
         leaves, treedef = jax.tree.flatten(inner)
         encoded = [_encode(c, x, number, step) for c, x in zip(choices, leaves, strict=True)]
         codings = tuple(x.coding if is_encoded(x) else None for x in encoded)
-        plan = StoredPlan(tuple(c._replace(share=None) for c in choices), codings)
+        plan = StoredPlan(tuple(c._replace(window=None) for c in choices), codings)
         return StoredState(step, number, residuals, treedef.unflatten(encoded), plan)
 
     def update(
@@ -326,7 +326,7 @@ def _encode(choice: Choice, x: Array, seed: Array, step: Array) -> Any:
     if isinstance(choice.format, Float32):
         return x.astype(jnp.float32) if _is_low(x) else x
     key = leaf_key(seed, f"{choice.field}/{choice.path}", step)
-    encoded = choice.format.encode(x, key, part=part_of(choice.share))
+    encoded = choice.format.encode(x, key, window=choice.window)
     if not _is_low(x):
         return encoded
     return encoded._replace(coding=dataclasses.replace(encoded.coding, decoded_dtype="float32"))

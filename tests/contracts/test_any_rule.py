@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
-from jaxopt_large.placement._cuts import respelled
+from jaxopt_large._partition import respelled
 from jaxopt_large.placement._reductions import ReductionError
 
 from ..catalog import RULES

@@ -70,7 +70,7 @@ def _lives_once(state, devices):
         held = sum(s.data.size for s in leaf.addressable_shards)
         if int(np.prod(shape)) <= 1 and cut is None:
             continue
-        padded = int(np.prod(cut.stored_shape(shape))) if cut else int(np.prod(shape))
+        padded = int(np.prod(cut.padded_shape(shape))) if cut else int(np.prod(shape))
         assert held == padded, shape
         assert padded <= int(np.prod(shape)) + devices
 
@@ -119,7 +119,7 @@ def test_pmap_equals_unsharded(case):
     ):
         assert leaf.shape[0] == 8
         if cut is not None:  # eight shares make the leaf and its padding, and no more
-            assert leaf.size == int(np.prod(cut.stored_shape(shape)))
+            assert leaf.size == int(np.prod(cut.padded_shape(shape)))
 
 
 @pytest.mark.parametrize(

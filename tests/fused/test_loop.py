@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large.fused import _loop
 from jaxopt_large.fused._step import Step, step_of
+from jaxopt_large.passes import loop
 
 from . import cases
 
@@ -25,7 +25,7 @@ _CASES = cases.pairs(
     [(2**9 if n % 2 else 2**12, *case) for n, case in enumerate(_CASES)],
 )
 def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, monkeypatch):
-    monkeypatch.setattr(_loop, "_MOST", most)
+    monkeypatch.setattr(loop, "_MOST", most)
     dtype, gradient, kept = cases.PARAMS[kind]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rule = cases.rule_of(name, formats, kept, around)
@@ -44,9 +44,9 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
         each = [
             jnp.stack([x, x, last]) if n == 0 and x.dtype == last.dtype else x for n, x in enumerate(scalars)
         ]
-        run = functools.partial(_loop.loop, pass_, taken.aliased(pass_))
-        began = _loop.zero_of(arrays, scalars)
-        made, ended = jax.jit(lambda leaves, scalars: run(leaves, scalars, began))(leaves, each)
+        run = functools.partial(loop.loop, pass_, taken.aliased(pass_))
+        token = loop.zero_of(arrays, scalars)
+        made, ended = jax.jit(lambda leaves, scalars: run(leaves, scalars, token))(leaves, each)
         whole = jax.jit(pass_.whole)
         want = [whole(xs, [x[k] if x.ndim else x for x in each]) for k, xs in enumerate(leaves)]
     assert int(ended) == 0
@@ -70,9 +70,9 @@ def test_the_work_is_there_once_for_all_leaves():
     assert len({p.key for p in taken.passes}) == 1
     arrays = [[taken.slices.types[v] for v in p.inputs] for p in taken.passes]
     scalars = [taken.slices.types[v] for v in first.scalars]
-    run = functools.partial(_loop.loop, first, taken.aliased(first))
+    run = functools.partial(loop.loop, first, taken.aliased(first))
     like = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), (arrays, scalars))
-    text = jax.jit(lambda xs, ys: run(xs, ys, _loop.zero_of(xs[0], ys))).lower(*like).as_text()
+    text = jax.jit(lambda xs, ys: run(xs, ys, loop.zero_of(xs[0], ys))).lower(*like).as_text()
     assert text.count("stablehlo.while") == 1
     assert text.count("call @jaxopt_large_encode") == 2
     assert text.count("call @jaxopt_large_decode") == 2

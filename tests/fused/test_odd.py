@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_large as jl
-from jaxopt_large.storage import _marks
+from jaxopt_large.passes import codecs
 
 from .cases import arrays
 
@@ -162,10 +162,10 @@ def test_codecs_of_equal_looks_have_names_of_their_own():
 
     found = []
     for _ in range(2):
-        mark = _marks.Mark("decode", (), (), lambda *_: None)
-        function = _marks.marked(lambda x: x, "same", One(), mark)
+        mark = codecs.CodecCall("decode", (), (), lambda *_: None)
+        function = codecs.codec_call(lambda x: x, "same", One(), mark)
         found.append((jax.make_jaxpr(function)(1.0).jaxpr.eqns[0], mark))
-    assert all(_marks.mark_of(eqn) is mark for eqn, mark in found)
+    assert all(codecs.codec_of(eqn) is mark for eqn, mark in found)
 
 
 def test_leaves_that_share_a_constant_go_each_by_itself():

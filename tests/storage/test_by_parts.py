@@ -16,8 +16,8 @@ import optax
 import pytest
 
 import jaxopt_large as jl
+from jaxopt_large.passes.regions import regions
 from jaxopt_large.storage import _by_parts, stored
-from jaxopt_large.storage._regions import regions
 
 SHAPES = {
     "rows": (96, 256),

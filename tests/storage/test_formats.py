@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large._axes import Share
 from jaxopt_large._encoded import scale_order, scale_shape
+from jaxopt_large._window import Window
 from jaxopt_large.storage.bfloat16 import round_stochastically
-from jaxopt_large.storage.random import leaf_key, part_of, random_bits, uniform
+from jaxopt_large.storage.random import leaf_key, random_bits, uniform
 
 SIGNED = {"int8": jl.int8(signed=True), "float8": jl.float8(signed=True), "int4": jl.int4(signed=True)}
 UNSIGNED = {"int8": jl.int8(signed=False), "float8": jl.float8(signed=False), "int4": jl.int4(signed=False)}
@@ -192,13 +192,18 @@ def test_bits_follow_the_place_in_the_whole_array(dim):
     key, shape = leaf_key(jnp.uint32(3), "w", jnp.int32(9)), (4, 8, 48)
     whole = np.asarray(random_bits(key, shape))
     if dim is None:
-        parts = [
-            random_bits(key, (192, 1, 1), part_of(Share(shape, None, jnp.int32(192 * i)))) for i in range(8)
-        ]
+        parts = [random_bits(key, (192, 1, 1), Window(shape, (jnp.int32(192 * i),))) for i in range(8)]
         joined = np.concatenate([np.asarray(p).ravel() for p in parts]).reshape(shape)
     else:
         length = shape[dim] // 4
         own = tuple(length if d == dim else n for d, n in enumerate(shape))
-        parts = [random_bits(key, own, part_of(Share(shape, dim, jnp.int32(length * i)))) for i in range(4)]
+        parts = [
+            random_bits(
+                key,
+                own,
+                Window(shape, tuple(jnp.int32(length * i) if d == dim else 0 for d in range(len(shape)))),
+            )
+            for i in range(4)
+        ]
         joined = np.concatenate([np.asarray(p) for p in parts], axis=dim)
     np.testing.assert_array_equal(joined, whole)

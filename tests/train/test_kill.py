@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxopt_large.checkpoint.api import _read_manifest
+from jaxopt_large.checkpoint._manifest import read_manifest
 
 _ROOT = Path(__file__).parents[2]
 _KILLS = 20
@@ -58,7 +58,7 @@ def _wait_for(process, condition):
 
 
 def _final(runs):
-    manifest = _read_manifest(runs / "digits" / "checkpoints" / f"step_{_STEPS:08d}")
+    manifest = read_manifest(runs / "digits" / "checkpoints" / f"step_{_STEPS:08d}")
     return manifest["arrays"], manifest["metadata"]["position"]["data"]
 
 

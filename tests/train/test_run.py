@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_large as jl
 from jaxopt_large import cli
-from jaxopt_large.checkpoint.api import _read_manifest
+from jaxopt_large.checkpoint._manifest import read_manifest
 from jaxopt_large.train import RunError, loop, train
 
 from .runs import CONFIGS, small
@@ -32,13 +32,13 @@ _config = functools.partial(small, settings=_SMALL)
 
 def _arrays(run, step=12):
     """Path -> (shape, dtype, checksum): equal exactly when the arrays are, bit for bit."""
-    manifest = _read_manifest(run / "checkpoints" / f"step_{step:08d}")
+    manifest = read_manifest(run / "checkpoints" / f"step_{step:08d}")
     return manifest["arrays"], manifest["metadata"]["position"]["data"]
 
 
 def _params(run, devices_config):
     """The final parameters on the host."""
-    manifest = _read_manifest(run / "checkpoints" / "step_00000012")
+    manifest = read_manifest(run / "checkpoints" / "step_00000012")
     like = {
         name: jax.ShapeDtypeStruct(tuple(a["shape"]), a["dtype"]) for name, a in manifest["arrays"].items()
     }

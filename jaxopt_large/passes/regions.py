@@ -20,6 +20,7 @@ class Region(NamedTuple):
 
     @property
     def rounds(self) -> int:
+        """How many parts there are."""
         return math.prod(self.whole[: self.axis]) * self.along
 
     def starts(self, n: Any) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """Where each parameter and each leaf of the state goes, under jit: decided before anything is there."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,11 +8,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from .._errors import Problems, message
 from .._numerics import accumulation_dtype
+from .._partition import devices_along, entry, normal_spec, respelled, shards_of, spec_of
 from .._paths import check_glob, leaf_paths, matches
 from .._types import Params, Rule, State
-from ._cuts import Cut, choose_cut, cut_spec, entry, normal_spec, respelled, shards_of
-from ._known import known_shardings_of
-from ._layout import Layout, sharding_of, spec_of
+from ._cuts import Cut, choose_cut, cut_spec
+from ._layout import Layout, sharding_of
+from ._parameter_shardings import known_shardings_of
 from ._specs import Followed, infer_specs
 
 
@@ -25,7 +25,7 @@ class Options(NamedTuple):
     specs: Mapping[str, PartitionSpec] | None = None  # glob over state paths -> spec
 
 
-class Decision(NamedTuple):
+class Division(NamedTuple):
     """How one parameter is divided, and why."""
 
     cut: Cut | None
@@ -33,26 +33,26 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(
+def division_of(
     path: str, leaf: Any, spec: PartitionSpec, mesh: Any, axes: tuple[str, ...], options: Options
-) -> Decision:
+) -> Division:
     """How a parameter of a given shape and spec is divided over `axes`."""
     left = axes_left(axes, spec, leaf.ndim)
     if not left:
-        return Decision(None, spec, f"divided over {' x '.join(axes)} already, with the parameter")
+        return Division(None, spec, f"divided over {' x '.join(axes)} already, with the parameter")
     size = leaf.size * accumulation_dtype(leaf.dtype).itemsize  # what a field of the state takes
     if size < options.min_bytes or leaf.ndim == 0:
-        return Decision(None, spec, f"{size} bytes, under {options.min_bytes}: not worth a collective")
+        return Division(None, spec, f"{size} bytes, under {options.min_bytes}: not worth a collective")
     layers = options.layers is not None and matches(options.layers, path)
-    shares = math.prod(mesh.shape[a] for a in left)
+    shares = devices_along(left, mesh)
     cut = choose_cut(leaf.shape, shares, spec, mesh, layers=layers)
     if cut is None:
-        return Decision(None, spec, "no elements")
+        return Division(None, spec, "no elements")
     if cut.dim is None:
-        return Decision(cut, spec, f"flattened: no dimension divides by {shares} with 1 % of padding or less")
+        return Division(cut, spec, f"flattened: no dimension divides by {shares} with 1 % of padding or less")
     minor = "".join(f", minor to {name}" for name in entry(spec, cut.dim))
     padded = f", padded from {cut.size} to {cut.padded}" if cut.waste else ""
-    return Decision(cut, cut_spec(spec, cut, left, leaf.ndim), f"dimension {cut.dim}{minor}{padded}")
+    return Division(cut, cut_spec(spec, cut, left, leaf.ndim), f"dimension {cut.dim}{minor}{padded}")
 
 
 def axes_left(axes: tuple[str, ...], spec: PartitionSpec, rank: int) -> tuple[str, ...]:
@@ -73,30 +73,30 @@ def plan_layout(
     check_glob(problems, "layers", options.layers, leaf_paths(params), "parameter")
     problems.raise_if_any()
     specs = param_specs("zero", params, mesh)
-    decisions = [
-        decide(path, x, spec, mesh, axes, options)
+    divisions = [
+        division_of(path, x, spec, mesh, axes, options)
         for path, x, spec in zip(leaf_paths(params), leaves, specs, strict=True)
     ]
     followed = infer_specs(
-        "zero", rule.init, abstract, params, [d.spec for d in decisions], mesh, options.specs, divided=True
+        "zero", rule.init, abstract, params, [d.spec for d in divisions], mesh, options.specs, divided=True
     )
     state = [
-        _stored_as(f, x, decisions, mesh, axes, options)
+        _state_cut(f, x, divisions, mesh, axes, options)
         for f, x in zip(followed, jax.tree.leaves(abstract), strict=True)
     ]
     return Layout(
         axes=axes,
-        shares=math.prod(mesh.shape[a] for a in axes),
+        shares=devices_along(axes, mesh),
         mesh=mesh,
-        params=tuple(d.cut for d in decisions),
+        params=tuple(d.cut for d in divisions),
         state=tuple(cut for cut, _ in state),
         param_shapes=tuple(tuple(x.shape) for x in leaves),
         shapes=tuple(x.shape for x in jax.tree.leaves(abstract)),
         owners=tuple(f.owner for f in followed),
         param_specs=tuple(specs),
-        share_specs=tuple(d.spec for d in decisions),
+        share_specs=tuple(d.spec for d in divisions),
         state_specs=tuple(spec for _, spec in state),
-        reasons=tuple(d.reason for d in decisions),
+        reasons=tuple(d.reason for d in divisions),
     )
 
 
@@ -107,22 +107,22 @@ def _is_left_whole(followed: Followed, leaf: Any, axes: tuple[str, ...], options
     return followed.derived and leaf.size > 1 and size >= options.min_bytes and left == axes
 
 
-def _stored_as(
+def _state_cut(
     followed: Followed,
     leaf: Any,
-    decisions: list[Decision],
+    divisions: list[Division],
     mesh: Any,
     axes: tuple[str, ...],
     options: Options,
 ) -> tuple[Cut | None, PartitionSpec]:
-    """How a state leaf is stored: like its parameter's share, or by its own spec, padded to fit it."""
+    """How a state leaf is kept: like its parameter's share, or by its own spec, padded to fit it."""
     if followed.param is not None and leaf.size > 1:
-        cut = decisions[followed.param].cut
+        cut = divisions[followed.param].cut
         if cut is not None and cut.dim is None:
             left = axes_left(axes, followed.spec, leaf.ndim)
             return cut, cut_spec(followed.spec, cut, left, leaf.ndim)
     elif _is_left_whole(followed, leaf, axes, options):
-        cut = choose_cut(leaf.shape, math.prod(mesh.shape[a] for a in axes), followed.spec, mesh)
+        cut = choose_cut(leaf.shape, devices_along(axes, mesh), followed.spec, mesh)
         if cut is not None:
             return cut if cut.waste or cut.dim is None else None, cut_spec(
                 followed.spec, cut, axes, leaf.ndim

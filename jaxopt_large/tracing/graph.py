@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._compat import bind
+from .._compat import bind
 
 _INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 
@@ -98,6 +98,7 @@ class Slices:
         return variable in self._constants
 
     def is_input(self, variable: Variable) -> bool:
+        """Is a variable one of the function's inputs?"""
         return variable in self._numbers
 
     def place_of(self, variable: Variable) -> int:
@@ -105,9 +106,11 @@ class Slices:
         return self._places[variable]
 
     def has(self, index: int) -> bool:
+        """Has an input been given?"""
         return self.inputs[index] in self._values
 
     def give(self, index: int, value: Any) -> None:
+        """Gives an input."""
         self._values[self.inputs[index]] = value
 
     def type_of(self, index: int) -> Any:

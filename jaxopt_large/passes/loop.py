@@ -16,14 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from .._encoded import BLOCK, scale_shape
-from .._slices import variables
-from ..storage._by_parts import hidden_zero
-from ..storage._marks import Mark, mark_of
-from ..storage._regions import Region, regions
-from ..storage._words import from_words, to_words
-from ._pass import Order, Pass
+from ..tracing.graph import variables
+from .codecs import CodecCall, codec_of
+from .integer_views import from_words, to_words
+from .passes import Order, Pass
+from .regions import Region, regions
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
 
@@ -52,11 +52,11 @@ class _Part:
     def put(self, x: Any, new: Any, order: Order | None) -> Any:
         return jax.lax.dynamic_update_slice(x, new, self.starts_of(order))
 
-    def call(self, mark: Mark, operands: list[Any]) -> tuple[Any, ...]:
-        if not mark.writes:
-            return mark.read(operands, mark.order)
-        places = tuple(a + b for a, b in zip(operands[mark.arrays + 1 :], self.starts, strict=True))
-        return mark.write(operands, places, mark.order, mark.whole)
+    def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
+        if not codec.writes:
+            return codec.read(operands, codec.order)
+        places = tuple(a + b for a, b in zip(operands[codec.arrays + 1 :], self.starts, strict=True))
+        return codec.write(operands, places, codec.order, codec.whole)
 
 
 def loop(
@@ -64,7 +64,7 @@ def loop(
     aliased: Sequence[int | None],
     arrays: Sequence[Sequence[Any]],
     scalars: Sequence[Any],
-    began: Any,
+    token: Any,
 ) -> tuple[list[list[Any]], Any]:
     """The results of a pass on each of some leaves.
 
@@ -73,10 +73,10 @@ def loop(
       aliased: for each result, the number of the input whose place it takes.
       arrays: for each leaf, the inputs.
       scalars: what is computed before: each a number for all leaves, or a vector of one for each.
-      began: a 0, known when the loop may begin: one loop after another needs the memory of one.
+      token: ordering token, a 0: the loop starts after it, so that loops need the memory of one.
 
     Returns:
-      For each leaf, the results; and a 0 that is known when they are there.
+      For each leaf, the results; and the ordering token of what comes after.
     """
     work = _Work(pass_, list(pass_.results.values()), list(scalars))
     places = {pass_.inputs[n]: k for k, n in enumerate(aliased) if n is not None}
@@ -85,7 +85,7 @@ def loop(
     def begun(x: Any) -> Any:
         """An array as the loop holds it; a copy of it is not made before the loop may begin."""
         words = to_words(x)
-        return words if words.dtype == x.dtype else jnp.where(began == 0, words, 0)
+        return words if words.dtype == x.dtype else jnp.where(token == 0, words, 0)
 
     def held_of(xs: Sequence[Any]) -> list[Any]:
         return [
@@ -102,8 +102,8 @@ def loop(
 
     held = [held_of(xs) for xs in arrays]
     for region in regions(pass_.shape, _MOST):
-        held, began = _through(work, region, held, sources, began)
-    return [[from_words(x, t) for x, t in zip(xs, types, strict=True)] for xs in held], began
+        held, token = _through(work, region, held, sources, token)
+    return [[from_words(x, t) for x, t in zip(xs, types, strict=True)] for xs in held], token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +148,9 @@ class _Work:
 
 
 def _through(
-    work: _Work, region: Region, held: list[list[Any]], sources: Callable[..., list[Any]], began: Any
+    work: _Work, region: Region, held: list[list[Any]], sources: Callable[..., list[Any]], token: Any
 ) -> tuple[list[list[Any]], Any]:
-    """All parts of a region, of one leaf after another; `began` is a 0, and so is the second result.
+    """All parts of a region, of one leaf after another; `token` is a 0, and so is the second result.
 
     What is encoded is there once, whichever leaf it is for: compilers need time for every copy.
     """
@@ -206,12 +206,12 @@ def _through(
         return held, computed_at(held, jnp.minimum(n + 1, last)), n + 1
 
     if count == 1:
-        leaf, part = place(began)
-        made, first = computed(sources(0, held[0]), part.starts, work.numbers(leaf)), began
+        leaf, part = place(token)
+        made, first = computed(sources(0, held[0]), part.starts, work.numbers(leaf)), token
     else:  # a round that writes to none of them, in the place of one more copy of `computed`
         size, types = _Part((), region.shape), work.pass_.types
         empty = [jnp.zeros(size.shape_of(work.pass_.kinds[v]), types[v].dtype) for v in work.crossing]
-        made, first = [to_words(x) for x in empty], began - 1
+        made, first = [to_words(x) for x in empty], token - 1
     held, _, n = jax.lax.while_loop(lambda carry: carry[2] <= last, one, (held, made, first))
     return held, n // (last + 2)
 
@@ -221,15 +221,28 @@ def zero_of(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
     x = scalars[0] if scalars else arrays[0][(0,) * arrays[0].ndim]
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    return hidden_zero((x.astype(jnp.uint32) >> 1).astype(jnp.int32))
+    return opaque_zero((x.astype(jnp.uint32) >> 1).astype(jnp.int32))
+
+
+@custom_vmap
+def opaque_zero(step: Any) -> Any:
+    """A 0 that compilers do not see: loops of one round stay, and loops after it wait."""
+    return jnp.minimum(step, 0)
+
+
+@opaque_zero.def_vmap
+def _(size: int, is_batched: Any, steps: Any) -> Any:
+    """One for the whole batch: with one each, loops would select every array they carry."""
+    del size, is_batched
+    return opaque_zero(jnp.min(steps)), False
 
 
 def _crossing(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:
     """What the end of a part's way begins with: operands of codecs with blocks, and results made before."""
     late: set[Any] = set()
     for eqn in pass_.equations:
-        mark = mark_of(eqn.of)
-        if (mark is not None and mark.writes_blocks) or late.intersection(variables(eqn.inputs)):
+        codec = codec_of(eqn.of)
+        if (codec is not None and codec.writes_blocks) or late.intersection(variables(eqn.inputs)):
             late.update(eqn.outputs)
     numbers, found, pending = set(pass_.scalars), set(), variables(wanted)
     made_by = {v: eqn for eqn in pass_.equations for v in eqn.outputs}

@@ -1,7 +1,7 @@
 """The dataflow split: a traced step, taken apart into one pass per parameter.
 
 From each result the equations are followed back as long as they work element by element, or are codecs.
-What else they need (norms, counters, schedules, matrix products) is a cut: computed before, by XLA.
+What else they need (norms, counters, schedules, matrix products) is computed before, by XLA.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from .._encoded import is_encoded, scale_shape
 from .._parts import ELEMENTWISE
-from .._slices import Constant, Equation, Slices, Variable, variables
-from ..storage._marks import Mark, mark_of
-from ._pass import PASSED_ON, Order, Pass
+from ..tracing.calls import meaning_of
+from ..tracing.graph import Constant, Equation, Slices, Variable, variables
+from .codecs import CodecCall, codec_of
+from .passes import PASSED_ON, Order, Pass
 
 _BY_ELEMENT = ELEMENTWISE - {"expand_dims", "reshape", "squeeze", "transpose", "device_put"}
 
@@ -72,9 +73,9 @@ class _Walk:
         """What an equation needs, each with its kind; None: it is not made element by element."""
         if self._slices.types[atom].shape != self._expected(order):
             return None
-        mark = mark_of(eqn.of)
-        if mark is not None:
-            return self._of_codec(mark, eqn, atom, order)
+        codec = codec_of(eqn.of)
+        if codec is not None:
+            return self._of_codec(codec, eqn, atom, order)
         name = eqn.of.primitive.name
         if name in PASSED_ON and len(eqn.inputs) == len(eqn.outputs):
             return [(eqn.inputs[self._slices.place_of(atom)], order)]
@@ -90,21 +91,21 @@ class _Walk:
         return [(a, order if s else "scalar") for a, s in zip(eqn.inputs, shapes, strict=True)]
 
     def _of_codec(
-        self, mark: Mark, eqn: Equation, atom: Any, order: Order | None
+        self, codec: CodecCall, eqn: Equation, atom: Any, order: Order | None
     ) -> list[tuple[Any, Any]] | None:
-        if mark.order and len(mark.order) != len(self.shape):
+        if codec.order and len(codec.order) != len(self.shape):
             return None  # it was mapped over
-        if not mark.writes:
+        if not codec.writes:
             first, *rest = eqn.inputs
-            kind = mark.order if mark.kind == "decode" else None
+            kind = codec.order if codec.kind == "decode" else None
             return [(first, None), *((a, kind) for a in rest)] if order is None else None
-        if len(eqn.inputs) - mark.arrays - 1 != len(self.shape):
+        if len(eqn.inputs) - codec.arrays - 1 != len(self.shape):
             return None  # it was mapped over, or is a run of a flattened array
-        for v, kind in zip(eqn.outputs, (None, mark.order or None), strict=False):
+        for v, kind in zip(eqn.outputs, (None, codec.order or None), strict=False):
             if v == atom and kind != order:
                 return None
             self.kinds.setdefault(v, kind)
-        return [(a, None if n < mark.arrays else "scalar") for n, a in enumerate(eqn.inputs)]
+        return [(a, None if n < codec.arrays else "scalar") for n, a in enumerate(eqn.inputs)]
 
     def _shape_of(self, atom: Any) -> tuple[int, ...]:
         if isinstance(atom, Constant):
@@ -171,7 +172,7 @@ def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
     )
 
 
-def with_handed_on(slices: Slices, passes: list[Pass], roots: list[Any]) -> list[Pass]:
+def with_extra_results(slices: Slices, passes: list[Pass], roots: list[Any]) -> list[Pass]:
     """Passes that also write what is needed elsewhere and would have to be decoded there again.
 
     In a mapped axis an update is made from one device's share of the state, gathered, and added to the
@@ -213,8 +214,8 @@ def _decoded(slices: Slices) -> set[Variable]:
     """All that depends on what a codec decodes."""
     found: set[Variable] = set()
     for eqn in slices.equations:
-        mark = mark_of(eqn.of)
-        if (mark is not None and mark.kind == "decode") or any(a in found for a in variables(eqn.inputs)):
+        codec = codec_of(eqn.of)
+        if (codec is not None and codec.kind == "decode") or any(a in found for a in variables(eqn.inputs)):
             found.update(eqn.outputs)
     return found
 
@@ -276,6 +277,5 @@ def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tup
 
 
 def keep(equation: Any) -> bool:
-    """Does a call stay: of a function of ours that is named, or of one with a derivative of its own?"""
-    name = str(equation.params.get("name", ""))
-    return name.startswith("jaxopt_large_") or equation.primitive.name.startswith("custom_")
+    """Does a call stay: of a function that says what it is, or of one with a derivative of its own?"""
+    return meaning_of(equation) is not None or equation.primitive.name.startswith("custom_")

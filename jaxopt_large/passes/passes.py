@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import bind
-from .._slices import Constant, Equation, Variable, variables
-from ..storage._marks import mark_of
+from ..tracing.graph import Constant, Equation, Variable, variables
+from .codecs import codec_of
 
 Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
 
@@ -32,11 +32,11 @@ class Pass:
       shape: of all arrays but scales.
       inputs: what is read: arrays of the shape, and the scales of codes of the shape.
       scalars: what is computed before, of shape ().
-      equations: in their order; codecs are calls with a mark.
+      equations: in their order; codecs are calls with a codec.
       results: what is written -> the variable that holds it.
       kinds: of each variable that is not a scalar: None for an array, for scales their order.
       types: of each variable.
-      cuts: inputs that are no inputs of the step, but computed before.
+      precomputed: inputs that are no inputs of the step, but computed before.
       repeats: is what it computes also needed before it, for norms of an update or the like?
     """
 
@@ -47,18 +47,19 @@ class Pass:
     results: Mapping[int, Variable]
     kinds: Mapping[Variable, Order | None]
     types: Mapping[Variable, Any]
-    cuts: frozenset[Variable] = frozenset()
+    precomputed: frozenset[Variable] = frozenset()
     repeats: bool = False
 
     @property
     def size(self) -> int:
+        """Elements of one array."""
         return math.prod(self.shape)
 
     @functools.cached_property
     def has_blocks(self) -> bool:
         """Is an array encoded in blocks? All else XLA fuses by itself."""
-        marks = [mark_of(eqn.of) for eqn in self.equations]
-        return any(mark is not None and mark.writes_blocks for mark in marks)
+        codecs = [codec_of(eqn.of) for eqn in self.equations]
+        return any(codec is not None and codec.writes_blocks for codec in codecs)
 
     @functools.cached_property
     def key(self) -> Any:
@@ -126,9 +127,9 @@ class Pass:
           eqn: one of the equations.
           operands: parts, and scalars.
         """
-        mark = mark_of(eqn.of)
-        if mark is not None:
-            return part.call(mark, operands)
+        codec = codec_of(eqn.of)
+        if codec is not None:
+            return part.call(codec, operands)
         name = eqn.of.primitive.name
         if name == "broadcast_in_dim":
             return [jnp.broadcast_to(operands[0], part.shape_of(self.kinds[eqn.outputs[0]]))]
@@ -140,7 +141,7 @@ class Pass:
 
 
 def _params_key(equation: Any) -> Any:
-    if mark_of(equation) is not None:
+    if codec_of(equation) is not None:
         return equation.params["name"]
     return tuple((k, v if _is_hashable(v) else repr(v)) for k, v in sorted(equation.params.items()))
 

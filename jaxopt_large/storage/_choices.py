@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._axes import Share, share_of
+from .._axes import window_of
 from .._errors import Problems
 from .._owners import Owners, field_and_owner
 from .._paths import check_glob, first_match, leaf_paths, listed, matches
 from .._types import Params, Rule, State
+from .._window import Window
 from ._format import Format
 from ._signs import never_negative
 from .float32 import Float32
@@ -31,7 +32,7 @@ class Choice(NamedTuple):
       owner: the number of that parameter; None: it belongs to none.
       shape: of the whole leaf.
       format: None for a leaf that is left as the rule has it; `Float32` for one that is widened to that.
-      share: which part of it is here, inside a mapped axis.
+      window: which part of it is here, inside a mapped axis.
       reason: why.
     """
 
@@ -40,7 +41,7 @@ class Choice(NamedTuple):
     owner: int | None
     shape: tuple[int, ...]
     format: Format | None
-    share: Share | None
+    window: Window | None
     reason: str
 
 
@@ -65,18 +66,18 @@ def choose(who: str, rule: Rule, params: Params, state: State, formats: Formats)
     _check(problems, formats, places, names)
     for (field, owner), leaf, positive in zip(places, kinds, unsigned, strict=True):
         path = "" if owner is None else names[owner]
-        share = None if owner is None else share_of(keys[owner])
-        if share is not None and leaf.ndim != len(share.shape):
-            share = None
-        shape = tuple(leaf.shape) if share is None else share.shape
+        window = None if owner is None else window_of(keys[owner])
+        if window is not None and leaf.ndim != len(window.whole):
+            window = None
+        shape = tuple(leaf.shape) if window is None else window.whole
         given = formats.get(field)
         if given is None or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim == 0:
             left = f"{leaf.dtype} is left as it is: formats are for arrays of real numbers"
             reason = NOT_GIVEN if given is None else left
-            found.append(Choice(field, path, owner, shape, None, share, reason))
+            found.append(Choice(field, path, owner, shape, None, window, reason))
             continue
         format, reason = _pick(problems, field, path, given, positive)
-        found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, share, reason)))
+        found.append(Choice(field, path, owner, shape, *_if_worth(format, shape, window, reason)))
     problems.raise_if_any()
     return found
 
@@ -106,16 +107,16 @@ def _pick(
 
 
 def _if_worth(
-    format: Format, shape: tuple[int, ...], share: Share | None, reason: str
-) -> tuple[Format | None, Share | None, str]:
+    format: Format, shape: tuple[int, ...], window: Window | None, reason: str
+) -> tuple[Format | None, Window | None, str]:
     size = math.prod(shape)
     if isinstance(format, Float32):
-        return Float32(), share, reason
+        return Float32(), window, reason
     if size < FEWEST:
-        return Float32(), share, f"{size} elements, under {FEWEST}"
+        return Float32(), window, f"{size} elements, under {FEWEST}"
     if format.blocks and shape[-1] < _NARROWEST:
-        return Float32(), share, f"{shape[-1]} elements along the last axis, under {_NARROWEST}"
-    return format, share, reason
+        return Float32(), window, f"{shape[-1]} elements along the last axis, under {_NARROWEST}"
+    return format, window, reason
 
 
 def _check(

@@ -6,18 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._axes import Share
-from .._axes import shares as announced
+from .._axes import windows
 from .._encoded import BLOCK, blocks_of, scale_shape
 from .._errors import Problems
 from .._numerics import accumulation_dtype
 from .._owners import Owners
 from .._paths import path_string
 from .._types import Params, Rule
-from ._begun import traced
+from .._window import Window
 from ._cuts import Cut, blocked_cut, choose_cut, flat_cut
-from ._decisions import Options
+from ._init_in_place import traced_init
 from ._layout import Layout
+from ._layout_jit import Options
 from ._reductions import ReductionError, refuse_reductions
 from ._specs import infer_specs, scales_in
 
@@ -39,10 +39,10 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
         for c, x in zip(cuts, leaves, strict=True)
     ]
     tree = treedef.unflatten(own)
-    with announced(_known_shares(params, [tuple(x.shape) for x in leaves], cuts, shares, jnp.int32(0))):
+    with windows(_windows(params, [tuple(x.shape) for x in leaves], cuts, shares, jnp.int32(0))):
         _check_early(rule, tree, axis_name, shapes_of_rank_one(params))
         specs = [jax.sharding.PartitionSpec()] * len(own)
-        _, abstract = traced(rule.init, tree)
+        _, abstract = traced_init(rule.init, tree)
         followed = infer_specs("zero", rule.init, abstract, tree, specs, None)
     scales = scales_in(abstract)
     problems, state, shapes = Problems("zero"), [], []
@@ -97,13 +97,13 @@ def _scale_cut(cut: Cut, order: tuple[int, ...], rank: int) -> Cut:
     return Cut(dim, blocks_of(cut.size), cut.padded // BLOCK)
 
 
-def _known_shares(
+def _windows(
     params: Params, shapes: Sequence[tuple[int, ...]], cuts: Sequence[Cut | None], shares: int, index: Any
-) -> dict[Any, Share]:
+) -> dict[Any, Window]:
     """Key path -> which part of the parameter a device has."""
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     return {
-        key: Share(shape, cut.dim, index * (cut.padded // shares))
+        key: cut.window(shape, index * (cut.padded // shares))
         for key, shape, cut in zip(keys, shapes, cuts, strict=True)
         if cut is not None
     }
@@ -128,10 +128,10 @@ def _reason(cut: Cut | None) -> str:
     return f"dimension {cut.dim}" + (f", padded from {cut.size} to {cut.padded}" if cut.waste else "")
 
 
-def my_shares(tree: Any, layout: Layout) -> dict[Any, Share]:
+def my_windows(tree: Any, layout: Layout) -> dict[Any, Window]:
     """Key path -> which part of the parameter this device has, inside the mapped axis."""
     index = jax.lax.axis_index(layout.axes[0])
-    return _known_shares(tree, layout.param_shapes, layout.params, layout.shares, index)
+    return _windows(tree, layout.param_shapes, layout.params, layout.shares, index)
 
 
 def shapes_of_rank_one(tree: Any) -> Any:

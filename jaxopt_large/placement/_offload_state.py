@@ -12,7 +12,7 @@ from .._types import State
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hosted(StaticNode):
+class OffloadPlan(StaticNode):
     """The plan of `offload`, part of the state's structure.
 
     Attributes:
@@ -27,7 +27,7 @@ class Hosted(StaticNode):
     layers: tuple[bool, ...]
     ways: tuple[str, ...] = ()
 
-    def moved(self, inner: Any, move: Callable[[Any], Any]) -> Any:
+    def map_hosted(self, inner: Any, move: Callable[[Any], Any]) -> Any:
         """`inner` with `move` applied to what is in host memory."""
         leaves, treedef = jax.tree.flatten(inner)
         return treedef.unflatten(
@@ -39,7 +39,7 @@ class OffloadState(NamedTuple):
     """State of `offload`: the wrapped rule's, partly in host memory, and which part."""
 
     inner: State
-    hosted: Hosted
+    hosted: OffloadPlan
 
 
 def is_offloaded(x: Any) -> bool:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from .._compat import bind
-from .._slices import Constant, Equation, Slices, has_effects, variables
 from .._types import Params, State
+from ..tracing.graph import Constant, Equation, Slices, has_effects, variables
 from ._layout import without_aliases
 
 _FEWEST = 4  # pieces of a kind for which a function of their own is worth it
@@ -22,7 +22,7 @@ _LARGEST = 64  # equations of a piece
 Compiled = Callable[[Callable[..., list[Any]], list[int]], Callable[..., list[Any]]]
 
 
-def traced(init: Callable[[Params], State], params: Params) -> tuple[Any, State]:
+def traced_init(init: Callable[[Params], State], params: Params) -> tuple[Any, State]:
     """What `init` does, as a closed jaxpr in which no result is a parameter, and the shapes of its results.
 
     Args:
@@ -39,7 +39,9 @@ def traced(init: Callable[[Params], State], params: Params) -> tuple[Any, State]
     return jax.make_jaxpr(own, return_shape=True)(treedef.unflatten(shapes))
 
 
-def begun(closed: Any, arrays: Sequence[Any], like: Sequence[Hashable], compiled: Compiled) -> list[Any]:
+def init_in_place(
+    closed: Any, arrays: Sequence[Any], like: Sequence[Hashable], compiled: Compiled
+) -> list[Any]:
     """The results of a traced function.
 
     Args:

@@ -1,20 +1,13 @@
-"""Calls of codecs, by the names they have in a traced step.
+"""Codecs in a traced step: which calls encode and decode, and the same codec for a part of its arrays."""
 
-Each codec is a jit with a name of its own. Who runs a traced step in another way finds out here what a
-call stands for, and makes it anew for parts of its arrays.
-"""
-
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
-from .._encoded import DECODE, ENCODE
+from ..tracing.calls import kept_call, meaning_of
 
 
-class Mark(NamedTuple):
-    """What a call stands for.
+class CodecCall(NamedTuple):
+    """What a call of a codec does.
 
     Attributes:
       kind: "encode": (array, key, starts) -> codes, scales; "decode": (codes, scales) -> array; "write":
@@ -36,6 +29,7 @@ class Mark(NamedTuple):
 
     @property
     def writes_blocks(self) -> bool:
+        """Does it make codes of blocks, with scales?"""
         return self.kind == "encode" and bool(self.order)
 
     @property
@@ -56,28 +50,19 @@ class Mark(NamedTuple):
         return tuple(x for x in made if x is not None)
 
 
-_marks: dict[str, tuple[Any, Mark]] = {}  # name -> what tells codecs apart, and what a call stands for
-
-
-def marked(function: Callable[..., Any], name: str, what: Any, mark: Mark) -> Callable[..., Any]:
-    """A jit of `function` under a name that says what it is; equal codecs have equal names.
+def codec_call(function: Callable[..., Any], name: str, identity: Any, does: CodecCall) -> Callable[..., Any]:
+    """A jit of a codec that `codec_of` recognizes.
 
     Args:
       function: the codec.
       name: of the format.
-      what: all that distinguishes it from others of that format.
-      mark: what a call stands for.
+      identity: all that distinguishes it from others of that format.
+      does: what a call of it does.
     """
-    prefix = ENCODE if mark.writes else DECODE
-    name = f"{prefix}_{name}_{zlib.crc32(repr(what).encode()):08x}"
-    while name in _marks and _marks[name][0] != what:  # another of equal looks
-        name += "_"
-    function.__name__ = function.__qualname__ = name
-    _marks[name] = what, mark
-    return jax.jit(function)
+    return kept_call(function, f"{'encode' if does.writes else 'decode'}_{name}", identity, does)
 
 
-def mark_of(equation: Any) -> Mark | None:
-    """What an equation of a jaxpr stands for, if it calls a codec."""
-    _, mark = _marks.get(str(equation.params.get("name", "")), (None, None))
-    return mark if "jaxpr" in equation.params else None
+def codec_of(equation: Any) -> CodecCall | None:
+    """What an equation of a jaxpr does, if it calls a codec."""
+    meaning = meaning_of(equation)
+    return meaning if isinstance(meaning, CodecCall) else None

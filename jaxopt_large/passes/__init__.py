@@ -1,0 +1,1 @@
+"""A traced step as passes over the arrays of one parameter after another."""

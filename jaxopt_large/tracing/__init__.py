@@ -1,0 +1,1 @@
+"""Traced functions: the only place that reads the equations of a jaxpr."""

@@ -1,0 +1,43 @@
+"""Calls that stay whole in a traced function, and say what they are.
+
+A jaxpr carries of a call no more than its name. A function that others must be able to find in a trace is
+registered here under a name that no other function has; whoever reads the trace asks for what was
+registered with it.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+_PREFIX = "jaxopt_large"
+
+_registered: dict[str, tuple[Any, Any]] = {}  # name -> what tells functions apart, what the call means
+
+
+def kept_call(
+    function: Callable[..., Any], name: str, identity: Any, meaning: Any, static_argnums: Any = ()
+) -> Callable[..., Any]:
+    """A jit of `function` that `meaning_of` recognizes; functions of equal identity share a name.
+
+    Args:
+      function: with arrays in and out.
+      name: how the call's name begins, for those who read programs.
+      identity: all that distinguishes it from other functions of that name.
+      meaning: what `meaning_of` answers; not None.
+      static_argnums: as `jax.jit` has them.
+    """
+    full = f"{_PREFIX}_{name}_{zlib.crc32(repr(identity).encode()):08x}"
+    while full in _registered and _registered[full][0] != identity:  # another of equal looks
+        full += "_"
+    function.__name__ = function.__qualname__ = full
+    _registered[full] = identity, meaning
+    return jax.jit(function, static_argnums=static_argnums)
+
+
+def meaning_of(equation: Any) -> Any:
+    """What was registered with the function that an equation calls; None for all other equations."""
+    if "jaxpr" not in equation.params:
+        return None
+    return _registered.get(str(equation.params.get("name", "")), (None, None))[1]
