@@ -11,20 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import bind
-from .tracing.graph import Constant, Equation, Slices
-
-_ELEMENTWISE_NAMES = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type
-    broadcast_in_dim cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh device_put
-    digamma div eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt imag integer_pow is_finite le
-    lgamma log log1p logistic lt max min mul ne neg nextafter not opt_barrier optimization_barrier or
-    pcast population_count pow pvary real reduce_precision rem reshape reshard round rsqrt select_n
-    shard_map_pvary sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
-    sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
-"""
-ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())  # names of primitives
-_RESHAPING = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose", "device_put"}
-_BY_ELEMENT = ELEMENTWISE - _RESHAPING
+from .tracing.graph import Constant, Equation, Graph
+from .tracing.primitives import known
 
 
 class NotByPartsError(Exception):
@@ -32,10 +20,10 @@ class NotByPartsError(Exception):
 
 
 class ByParts:
-    """Results of `slices` as functions of a part of some of its inputs.
+    """Results of `graph` as functions of a part of some of its inputs.
 
     Args:
-      slices: the function.
+      graph: the function.
       arrays: inputs of one shape, of which parts will be given.
       results: of the same shape, or without one.
       cut: how many leading axes parts divide.
@@ -48,24 +36,24 @@ class ByParts:
       NotByPartsError: a result cannot be had from parts.
     """
 
-    def __init__(self, slices: Slices, arrays: Iterable[int], results: Iterable[int], cut: int = 1):
-        self._slices, self._cut = slices, cut
-        self._arrays = {slices.inputs[k]: k for k in arrays}
+    def __init__(self, graph: Graph, arrays: Iterable[int], results: Iterable[int], cut: int = 1):
+        self._graph, self._cut = graph, cut
+        self._arrays = {graph.inputs[k]: k for k in arrays}
         self._before: dict[Any, Any] = {}  # variable -> value, None until it is computed
-        self._results = {k: slices.outputs[k] for k in results}
-        self._shape = slices.types[next(iter(self._arrays))].shape
+        self._results = {k: graph.outputs[k] for k in results}
+        self._shape = graph.types[next(iter(self._arrays))].shape
         self._checked: set[Any] = set()
         for out in self._results.values():
             self._check(out)
-        self.needs = slices.inputs_of(self._before)
+        self.needs = graph.inputs_of(self._before)
         self.has_arrays_before = any(
-            _shape(slices.types[v]) == self._shape and v not in slices.inputs for v in self._before
+            _shape(graph.types[v]) == self._shape and v not in graph.inputs for v in self._before
         )
 
     def prepare(self) -> None:
         """Computes what parts share; the inputs that it needs must have been given."""
         found = list(self._before)
-        self._before = dict(zip(found, self._slices.computed(found), strict=True))
+        self._before = dict(zip(found, self._graph.computed(found), strict=True))
 
     def at(self, starts: Sequence[Any], parts: dict[int, Any]) -> dict[int, Any]:
         """The results for one part.
@@ -86,7 +74,7 @@ class ByParts:
             if atom in self._before:
                 x = self._before[atom]
                 return jax.lax.dynamic_slice(x, starts, shape) if _shape(x) == self._shape else x
-            eqn = self._slices.made_by[atom]
+            eqn = self._graph.made_by[atom]
             if eqn.of.primitive.name == "broadcast_in_dim":
                 made = [jnp.broadcast_to(part(eqn.inputs[0]), shape)]
             else:
@@ -101,18 +89,18 @@ class ByParts:
         if isinstance(atom, Constant) or atom in self._arrays or atom in self._checked:
             return
         self._checked.add(atom)
-        eqn = self._slices.made_by.get(atom)
+        eqn = self._graph.made_by.get(atom)
         if eqn is not None and self._is_by_part(eqn):
             for operand in eqn.inputs:
                 self._check(operand)
             return
-        if _shape(self._slices.types[atom]) not in ((), self._shape):
+        if _shape(self._graph.types[atom]) not in ((), self._shape):
             raise NotByPartsError
         self._before[atom] = None
 
     def _is_by_part(self, eqn: Equation) -> bool:
         name = eqn.of.primitive.name
-        if any(self._slices.types[v].shape != self._shape for v in eqn.outputs):
+        if any(self._graph.types[v].shape != self._shape for v in eqn.outputs):
             return False
         if name == "broadcast_in_dim":
             return self._shape_of(eqn.inputs[0]) == () and len(eqn.inputs) == 1
@@ -120,10 +108,10 @@ class ByParts:
             spec = getattr(eqn.of.params["sharding"], "spec", (None,) * self._cut)
             return not any(spec[: self._cut])  # parts are shorter there than the constraint takes them to be
         shapes = {self._shape_of(a) for a in eqn.inputs}
-        return name in _BY_ELEMENT and shapes <= {(), self._shape}
+        return known(eqn.of).element and shapes <= {(), self._shape}
 
     def _shape_of(self, atom: Any) -> tuple[int, ...]:
-        return _shape(atom.value if isinstance(atom, Constant) else self._slices.types[atom])
+        return _shape(atom.value if isinstance(atom, Constant) else self._graph.types[atom])
 
 
 def _shape(x: Any) -> tuple[int, ...]:

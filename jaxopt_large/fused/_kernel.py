@@ -15,7 +15,7 @@ from ..passes.codecs import CodecCall
 from ..passes.passes import Order, Pass
 from . import _triton
 from ._blocks import blocks_of
-from ._lowerable import PRIMITIVES, primitives_of, run_lowerable
+from ._lowerable import not_lowerable, run_lowerable
 from ._tiles import TPU_LIMIT, NoTileError, Tile, runs_at_once, tile_for
 
 TARGETS = ("tpu", "gpu", "interpret")
@@ -75,7 +75,7 @@ def why_not(pass_: Pass, target: str) -> str | None:
         tile = tile_for(pass_, target)
     except NoTileError as error:
         return str(error)
-    unknown = sorted(primitives_of(_traced(pass_, blocks_of(pass_, tile, target).run)) - PRIMITIVES)
+    unknown = not_lowerable(_traced(pass_, blocks_of(pass_, tile, target).run))
     return f"its equations have {', '.join(unknown)}" if unknown else None
 
 

@@ -7,38 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
+from ..tracing.interpret import interpreted, primitives_of
+from ..tracing.primitives import known
 
 _NARROW = (jnp.int8, jnp.uint8, jnp.int4, jnp.uint4, jnp.uint16, jnp.int16)
 _HALVES = (jnp.bfloat16, jnp.float16)
 _Rule = Callable[[Any, list[Any]], list[Any]]
 
-_NAMES = """
-    abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp concatenate convert_element_type copy
-    div eq exp exp2 expand_dims floor ge gt integer_pow iota is_finite jit le log logistic lt max min mul ne
-    neg not or pjit reduce_max reduce_precision rem reshape round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign slice sqrt square squeeze stop_gradient sub tanh transpose
-    xor copy_p
-"""
-PRIMITIVES = frozenset(_NAMES.split())  # what the two compilers can do, with what is made here
-
 
 def run_lowerable(closed: Any, args: Sequence[Any]) -> list[Any]:
     """The results of a traced function, by equations that kernel compilers have."""
-    values = dict(zip(closed.jaxpr.invars, args, strict=True))
-    values |= dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    return interpreted(
+        closed, args, lambda eqn, operands: _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
+    )
 
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else values[atom]
 
-    for eqn in closed.jaxpr.eqns:
-        operands = [read(a) for a in eqn.invars]
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if hasattr(inner, "consts"):
-            made = run_lowerable(inner, operands)
-        else:
-            made = _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
-        values.update(zip(eqn.outvars, made, strict=True))
-    return [read(a) for a in closed.jaxpr.outvars]
+def not_lowerable(closed: Any) -> list[str]:
+    """The primitives of a traced function that kernel compilers do not have, not even by what is made here."""
+    return sorted(name for name in primitives_of(closed) if not known(name).kernel)
 
 
 def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
@@ -58,15 +44,6 @@ def _in_float32(rule: _Rule) -> _Rule:
         return [x.astype(dtype) for x in rule(eqn, [x.astype(jnp.float32) for x in operands])]
 
     return wider
-
-
-def primitives_of(closed: Any) -> set[str]:
-    """The names of the primitives in a traced function."""
-    found = set()
-    for eqn in closed.jaxpr.eqns:
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        found |= primitives_of(inner) if hasattr(inner, "consts") else {eqn.primitive.name}
-    return found
 
 
 def _convert(eqn: Any, operands: list[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from .._types import AnyRule, Params, State, Updates
 from ..passes.integer_views import is_narrow
 from ..passes.passes import Pass
 from ..passes.split import keep, results_of, split, with_extra_results
-from ..tracing.graph import Slices, has_effects
+from ..tracing.graph import Graph, has_effects
 from ._dispatch import run
 
 
@@ -79,29 +79,29 @@ class Step:
         return not in_blocks and len(self._closed.jaxpr.eqns) <= _SHORT * self.count
 
     @functools.cached_property
-    def slices(self) -> Slices:
-        return Slices(self._closed, keep)
+    def graph(self) -> Graph:
+        return Graph(self._closed, keep)
 
     @functools.cached_property
     def passes(self) -> list[Pass]:
         _, state, params = self._args
-        slices = self.slices
-        passes = split(slices, results_of(jax.tree.leaves(params), state, self.count))
+        graph = self.graph
+        passes = split(graph, results_of(jax.tree.leaves(params), state, self.count))
         mine = {k for p in passes for k in p.results}
-        return with_extra_results(slices, passes, [x for k, x in enumerate(slices.outputs) if k not in mine])
+        return with_extra_results(graph, passes, [x for k, x in enumerate(graph.outputs) if k not in mine])
 
     def input_of(self, k: int) -> int:
         """The input whose place result `k` takes."""
-        states = len(self.slices.outputs) - self.count
+        states = len(self.graph.outputs) - self.count
         return self.first + states + k if k < self.count else self.first + k - self.count
 
     def aliased(self, pass_: Pass) -> tuple[int | None, ...]:
         """For each result of a pass, the number of the pass's input whose place it takes."""
         numbers = {v: n for n, v in enumerate(pass_.inputs)}
-        types = self.slices.types
+        types = self.graph.types
         found: list[int | None] = []
         for k, v in pass_.results.items():
-            place = None if k < 0 else self.slices.inputs[self.input_of(k)]
+            place = None if k < 0 else self.graph.inputs[self.input_of(k)]
             fits = place is not None and (types[place].shape, types[place].dtype) == (
                 types[v].shape,
                 types[v].dtype,
@@ -131,7 +131,7 @@ class Step:
         if traced and self.is_short:
             return self.treedef.unflatten(jaxpr_as_fun(self._closed)(*leaves))
         for k, x in enumerate(leaves):
-            self.slices.give(k, x)
+            self.graph.give(k, x)
         results: dict[int, Any] = {}
         shared: dict[Any, Callable[..., Any]] = {} if traced else _outside_jit
         token = None
@@ -143,14 +143,14 @@ class Step:
             key = (first.key, aliased, kernels, jax.sharding.get_abstract_mesh())
             if key not in shared:
                 shared[key] = jax.jit(run(first, aliased, kernels))
-            arrays = [self.slices.computed(p.inputs) for p in group]
-            scalars = self.slices.side_by_side(zip(*(p.scalars for p in group), strict=True))
+            arrays = [self.graph.computed(p.inputs) for p in group]
+            scalars = self.graph.side_by_side(zip(*(p.scalars for p in group), strict=True))
             made, token = shared[key](arrays, scalars, token)
             for p, xs in zip(group, made, strict=True):
                 results |= zip(p.results, xs, strict=True)
                 for k, x in zip(p.results, xs, strict=True):
-                    self.slices.know(p.results[k], x)
-        numbers = range(len(self.slices.outputs))
+                    self.graph.know(p.results[k], x)
+        numbers = range(len(self.graph.outputs))
         rest = [k for k in numbers if k not in results]
-        results |= zip(rest, self.slices.results(rest), strict=True)
+        results |= zip(rest, self.graph.results(rest), strict=True)
         return self.treedef.unflatten([results[k] for k in numbers])

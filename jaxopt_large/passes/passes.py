@@ -12,16 +12,10 @@ import numpy as np
 
 from .._compat import bind
 from ..tracing.graph import Constant, Equation, Variable, variables
+from ..tracing.primitives import known
 from .codecs import codec_of
 
 Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
-
-# what only says where an array is placed or in which form it is handed on
-_PASSED_ON_NAMES = """
-    copy copy_p opt_barrier optimization_barrier pcast pvary reshard shard_map_pvary
-    sharding_constraint stop_gradient
-"""
-PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +129,7 @@ class Pass:
             return [jnp.broadcast_to(operands[0], part.shape_of(self.kinds[eqn.outputs[0]]))]
         if name == "convert_element_type":  # its parameters name a mesh
             return [jax.lax.convert_element_type(operands[0], eqn.of.params["new_dtype"])]
-        if name in PASSED_ON:
+        if known(eqn.of).handed:
             return operands
         return bind(eqn.of, operands, elsewhere=True)
 

@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from .._encoded import is_encoded, scale_shape
-from .._parts import ELEMENTWISE
 from ..tracing.calls import meaning_of
-from ..tracing.graph import Constant, Equation, Slices, Variable, variables
+from ..tracing.graph import Constant, Equation, Graph, Variable, variables
+from ..tracing.primitives import known
 from .codecs import CodecCall, codec_of
-from .passes import PASSED_ON, Order, Pass
-
-_BY_ELEMENT = ELEMENTWISE - {"expand_dims", "reshape", "squeeze", "transpose", "device_put"}
+from .passes import Order, Pass
 
 
 class _NotByPassError(Exception):
@@ -29,8 +27,8 @@ class _NotByPassError(Exception):
 class _Walk:
     """One result, followed back."""
 
-    def __init__(self, slices: Slices, shape: tuple[int, ...]):
-        self._slices, self.shape = slices, shape
+    def __init__(self, graph: Graph, shape: tuple[int, ...]):
+        self._graph, self.shape = graph, shape
         self.kinds: dict[Variable, Order | None] = {}
         self.inputs: set[Variable] = set()
         self.scalars: set[Variable] = set()
@@ -50,14 +48,14 @@ class _Walk:
                     raise _NotByPassError
                 continue
             self.kinds[atom] = order
-            eqn = self._slices.made_by.get(atom)
+            eqn = self._graph.made_by.get(atom)
             operands = None if eqn is None else self._operands(eqn, atom, order)
             if eqn is None or operands is None:
-                if self._slices.types[atom].shape != self._expected(order):
+                if self._graph.types[atom].shape != self._expected(order):
                     raise _NotByPassError
                 self.inputs.add(atom)
                 continue
-            if eqn.of.primitive.name in PASSED_ON:  # a barrier hands on many arrays: each by itself
+            if known(eqn.of).handed:  # a barrier hands on many arrays: each by itself
                 eqn = Equation(eqn.of, (operands[0][0],), (atom,))
             self.equations[eqn.outputs[0]] = eqn
             for a, kind in operands:
@@ -71,22 +69,22 @@ class _Walk:
 
     def _operands(self, eqn: Equation, atom: Any, order: Order | None) -> list[tuple[Any, Any]] | None:
         """What an equation needs, each with its kind; None: it is not made element by element."""
-        if self._slices.types[atom].shape != self._expected(order):
+        if self._graph.types[atom].shape != self._expected(order):
             return None
         codec = codec_of(eqn.of)
         if codec is not None:
             return self._of_codec(codec, eqn, atom, order)
         name = eqn.of.primitive.name
-        if name in PASSED_ON and len(eqn.inputs) == len(eqn.outputs):
-            return [(eqn.inputs[self._slices.place_of(atom)], order)]
+        if known(eqn.of).handed and len(eqn.inputs) == len(eqn.outputs):
+            return [(eqn.inputs[self._graph.place_of(atom)], order)]
         if name == "broadcast_in_dim":
             return [(eqn.inputs[0], "scalar")] if [self._shape_of(a) for a in eqn.inputs] == [()] else None
-        if name not in _BY_ELEMENT:
+        if not known(eqn.of).element:
             return None  # before it looks at what may be all leaves' arrays
         shapes = [self._shape_of(a) for a in eqn.inputs]
         if any(s not in ((), self._expected(order)) for s in shapes):
             return None
-        if any(self._slices.types[v].shape != self._expected(order) for v in eqn.outputs):
+        if any(self._graph.types[v].shape != self._expected(order) for v in eqn.outputs):
             return None
         return [(a, order if s else "scalar") for a, s in zip(eqn.inputs, shapes, strict=True)]
 
@@ -110,14 +108,14 @@ class _Walk:
     def _shape_of(self, atom: Any) -> tuple[int, ...]:
         if isinstance(atom, Constant):
             return tuple(getattr(atom.value, "shape", ()))
-        return tuple(self._slices.types[atom].shape)
+        return tuple(self._graph.types[atom].shape)
 
 
-def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None]]) -> list[Pass]:
+def split(graph: Graph, results: dict[int, tuple[tuple[int, ...], Order | None]]) -> list[Pass]:
     """The passes of a step.
 
     Args:
-      slices: the step, its codecs kept as calls.
+      graph: the step, its codecs kept as calls.
       results: those to look at -> the shape of the arrays they belong to, and for scales their order.
 
     Returns:
@@ -125,16 +123,16 @@ def split(slices: Slices, results: dict[int, tuple[tuple[int, ...], Order | None
     """
     walks: dict[int, _Walk] = {}
     for k, (shape, order) in results.items():
-        atom = slices.outputs[k]
-        walk = _Walk(slices, shape)
+        atom = graph.outputs[k]
+        walk = _Walk(graph, shape)
         try:
             walk.follow(atom, order)
         except _NotByPassError:
             continue
         if walk.equations:  # else it is an input handed on, or a constant
             walks[k] = walk
-    constants = {v for walk in walks.values() for v in walk.inputs if slices.is_constant(v)}
-    return [_joined(slices, {k: walks[k] for k in group}) for group in _groups(walks, constants)]
+    constants = {v for walk in walks.values() for v in walk.inputs if graph.is_constant(v)}
+    return [_joined(graph, {k: walks[k] for k in group}) for group in _groups(walks, constants)]
 
 
 def _groups(walks: dict[int, _Walk], constants: set[Variable]) -> list[list[int]]:
@@ -149,7 +147,7 @@ def _groups(walks: dict[int, _Walk], constants: set[Variable]) -> list[list[int]
     return list(groups.values())
 
 
-def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
+def _joined(graph: Graph, walks: dict[int, _Walk]) -> Pass:
     kinds: dict[Variable, Order | None] = {}
     equations: dict[int, Equation] = {}
     inputs: set[Variable] = set()
@@ -165,36 +163,36 @@ def _joined(slices: Slices, walks: dict[int, _Walk]) -> Pass:
         tuple(sorted(inputs)),
         tuple(sorted(scalars)),
         tuple(equations[v] for v in sorted(equations)),
-        {k: slices.outputs[k] for k in walks},
+        {k: graph.outputs[k] for k in walks},
         kinds,
-        slices.types,
-        frozenset(v for v in inputs if not slices.is_input(v)),
+        graph.types,
+        frozenset(v for v in inputs if not graph.is_input(v)),
     )
 
 
-def with_extra_results(slices: Slices, passes: list[Pass], roots: list[Any]) -> list[Pass]:
+def with_extra_results(graph: Graph, passes: list[Pass], roots: list[Any]) -> list[Pass]:
     """Passes that also write what is needed elsewhere and would have to be decoded there again.
 
     In a mapped axis an update is made from one device's share of the state, gathered, and added to the
     parameter: the pass over the share hands it on.
 
     Args:
-      slices: the step.
+      graph: the step.
       passes: of it.
       roots: what is computed besides.
 
     Returns:
       The same passes; those that need nothing of others come first.
     """
-    decoded = _decoded(slices)
+    decoded = _decoded(graph)
     made_in = {
         v: n
         for n, p in enumerate(passes)
         for eqn in p.equations
-        if eqn.of.primitive.name not in PASSED_ON | {"convert_element_type"}
+        if not known(eqn.of).handed and eqn.of.primitive.name != "convert_element_type"
         for v in eqn.outputs
     }
-    near = _Nearest(slices, made_in, decoded)
+    near = _Nearest(graph, made_in, decoded)
     atoms = [variables((*p.inputs, *p.scalars)) for p in passes]
     wanted: dict[int, list[Variable]] = {}
     for v in sorted(near.of([*variables(roots), *itertools.chain(*atoms)]) & decoded):
@@ -210,10 +208,10 @@ def with_extra_results(slices: Slices, passes: list[Pass], roots: list[Any]) -> 
     return first + then
 
 
-def _decoded(slices: Slices) -> set[Variable]:
+def _decoded(graph: Graph) -> set[Variable]:
     """All that depends on what a codec decodes."""
     found: set[Variable] = set()
-    for eqn in slices.equations:
+    for eqn in graph.equations:
         codec = codec_of(eqn.of)
         if (codec is not None and codec.kind == "decode") or any(a in found for a in variables(eqn.inputs)):
             found.update(eqn.outputs)
@@ -227,11 +225,11 @@ class _Nearest:
     number of leaves. Here a set is a tree of what its equation's inputs have.
     """
 
-    def __init__(self, slices: Slices, made_in: Container[Variable], decoded: Container[Variable]):
+    def __init__(self, graph: Graph, made_in: Container[Variable], decoded: Container[Variable]):
         self._made_in = made_in
         self._from: dict[Variable, tuple[Variable, ...]] = {}  # what is no pass's -> what it is made of
         self._decoded: set[Variable] = set()  # depend on something of a pass that was decoded
-        for eqn in slices.equations:
+        for eqn in graph.equations:
             found = tuple(v for v in dict.fromkeys(variables(eqn.inputs)) if v in self)
             depends = any(map(self.is_decoded, found))
             for v in eqn.outputs:

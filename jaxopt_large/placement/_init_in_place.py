@@ -13,7 +13,7 @@ import numpy as np
 
 from .._compat import bind
 from .._types import Params, State
-from ..tracing.graph import Constant, Equation, Slices, has_effects, variables
+from ..tracing.graph import Constant, Equation, Graph, has_effects, variables
 from ._layout import without_aliases
 
 _FEWEST = 4  # pieces of a kind for which a function of their own is worth it
@@ -51,20 +51,20 @@ def init_in_place(
       compiled: compiles a function that makes some of the results, given their numbers.
     """
     results: list[Any] = [None] * len(closed.jaxpr.outvars)
-    slices = Slices(closed, keep=lambda equation: True)
+    graph = Graph(closed, keep=lambda equation: True)
     for n, x in enumerate(arrays):
-        slices.give(n, x)
+        graph.give(n, x)
     kinds: dict[Hashable, list[_Piece]] = defaultdict(list)
     if not has_effects(closed):
-        for piece in _pieces(slices):
-            kinds[piece.kind(slices, like)].append(piece)
+        for piece in _pieces(graph):
+            kinds[piece.kind(graph, like)].append(piece)
     for pieces in kinds.values():
         if len(pieces) >= _FEWEST:
-            _make(slices, pieces, compiled, results)
+            _make(graph, pieces, compiled, results)
     rest = [n for n, x in enumerate(results) if x is None]
     if rest:
-        needed = slices.equations if has_effects(closed) else slices.needed(slices.outputs[n] for n in rest)
-        _make(slices, [_Piece(rest, needed)], compiled, results)
+        needed = graph.equations if has_effects(closed) else graph.needed(graph.outputs[n] for n in rest)
+        _make(graph, [_Piece(rest, needed)], compiled, results)
     return results
 
 
@@ -78,15 +78,15 @@ class _Piece(NamedTuple):
         """Its integers: they tell leaves apart, and are no reason for a function of their own."""
         return (a for e in self.equations for a in e.inputs if _is_number(a))
 
-    def kind(self, slices: Slices, like: Sequence[Hashable]) -> Hashable:
+    def kind(self, graph: Graph, like: Sequence[Hashable]) -> Hashable:
         names = _Names()
         steps = []
         for equation in self.equations:
-            inputs = tuple(names.of(slices, a) for a in equation.inputs)
+            inputs = tuple(names.of(graph, a) for a in equation.inputs)
             steps.append((_of_primitive(equation.of), inputs))
             for v in equation.outputs:
-                names.of(slices, v)
-        return tuple(steps), tuple((names.of(slices, slices.outputs[n]), like[n]) for n in self.results)
+                names.of(graph, v)
+        return tuple(steps), tuple((names.of(graph, graph.outputs[n]), like[n]) for n in self.results)
 
 
 class _Names:
@@ -95,11 +95,11 @@ class _Names:
     def __init__(self) -> None:
         self._found: dict[Any, int] = {}
 
-    def of(self, slices: Slices, atom: Any) -> Hashable:
+    def of(self, graph: Graph, atom: Any) -> Hashable:
         if isinstance(atom, Constant):
             kind = str(jax.typeof(atom.value))
             return kind if _is_number(atom) else (kind, np.asarray(atom.value).tobytes())
-        kind = slices.types[atom]
+        kind = graph.types[atom]
         number = self._found.setdefault(atom, len(self._found))
         return number, kind.shape, kind.dtype, kind.weak_type
 
@@ -120,15 +120,15 @@ def _of_primitive(equation: Any) -> Hashable:
     return equation.primitive.name, tuple(params)
 
 
-def _pieces(slices: Slices) -> list[_Piece]:
+def _pieces(graph: Graph) -> list[_Piece]:
     """Results that one equation gives, where they share none with others and take few, as a leaf's do."""
     by_equation: dict[int, list[int]] = defaultdict(list)
-    for n, out in enumerate(slices.outputs):
-        if not isinstance(out, Constant) and out in slices.made_by:
-            by_equation[id(slices.made_by[out])].append(n)
+    for n, out in enumerate(graph.outputs):
+        if not isinstance(out, Constant) and out in graph.made_by:
+            by_equation[id(graph.made_by[out])].append(n)
     pieces, wanted = [], defaultdict(int)
     for results in by_equation.values():
-        equations = slices.needed([slices.outputs[n] for n in results])
+        equations = graph.needed([graph.outputs[n] for n in results])
         for equation in equations:
             wanted[id(equation)] += 1
         if len(equations) <= _LARGEST:
@@ -136,14 +136,14 @@ def _pieces(slices: Slices) -> list[_Piece]:
     return [p for p in pieces if all(wanted[id(e)] == 1 for e in p.equations)]
 
 
-def _make(slices: Slices, pieces: list[_Piece], compiled: Compiled, results: list[Any]) -> None:
+def _make(graph: Graph, pieces: list[_Piece], compiled: Compiled, results: list[Any]) -> None:
     first = pieces[0]
     numbers = [[a.value for a in piece.numbers()] for piece in pieces]
     differ = {n for n, values in enumerate(zip(*numbers, strict=True)) if any(x != values[0] for x in values)}
 
     def run(*given: Any) -> list[Any]:
         taken = iter(given)
-        values: dict[Any, Any] = {v: next(taken) for v in _inputs(slices, first)}
+        values: dict[Any, Any] = {v: next(taken) for v in _inputs(graph, first)}
         constants = [next(taken) if n in differ else x for n, x in enumerate(numbers[0])]
         chosen = iter(constants)
         for equation in first.equations:
@@ -152,19 +152,19 @@ def _make(slices: Slices, pieces: list[_Piece], compiled: Compiled, results: lis
                 for a in equation.inputs
             ]
             values.update(zip(equation.outputs, bind(equation.of, operands), strict=True))
-        outputs = [slices.outputs[n] for n in first.results]
+        outputs = [graph.outputs[n] for n in first.results]
         return [a.value if isinstance(a, Constant) else values[a] for a in outputs]
 
     make = compiled(run, first.results)
     for piece, own in zip(pieces, numbers, strict=True):
-        arrays = slices.computed(_inputs(slices, piece))
+        arrays = graph.computed(_inputs(graph, piece))
         made = make(*arrays, *(own[n] for n in sorted(differ)))
         for n, x in zip(piece.results, made, strict=True):
             results[n] = x
 
 
-def _inputs(slices: Slices, piece: _Piece) -> list[Any]:
+def _inputs(graph: Graph, piece: _Piece) -> list[Any]:
     """What it is given, in the order in which its equations read it."""
     made = {v for e in piece.equations for v in e.outputs}
-    read = [a for e in piece.equations for a in e.inputs] + [slices.outputs[n] for n in piece.results]
+    read = [a for e in piece.equations for a in e.inputs] + [graph.outputs[n] for n in piece.results]
     return list(dict.fromkeys(v for v in variables(read) if v not in made))

@@ -13,10 +13,13 @@ import jax
 
 from .._compat import like_varying
 from .._errors import message
-from .._parts import ELEMENTWISE
 from .._types import Params, Rule, State, Updates
 from ..passes.codecs import codec_of
-from ._same_work import difference_in_work, transform_of
+from ..tracing.primitives import known
+from ..tracing.propagate import has_inside, propagated
+from ..tracing.same_work import difference_in_work
+from ..tracing.sources import innermost_transform
+from ..tracing.update import traced_update
 
 # what ours does right that optax's cannot know of
 _OURS = {
@@ -24,9 +27,6 @@ _OURS = {
     "apply_if_finite": "jl.skip_nonfinite",
     "MultiSteps": "jl.accumulate",
 }
-
-_WHOLE_AFTERWARDS = ("psum", "pmax", "pmin", "all_gather")
-_RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
 
 
 class ReductionError(ValueError):
@@ -80,7 +80,7 @@ def refuse_reductions(
     own = updates if params is None else params
     started = jax.make_jaxpr(lambda p: rule.init(p))(own)
     _refuse_partial(started, [_Value(_Kind.SHARE)] * len(started.jaxpr.invars), axis_name)
-    closed = jax.make_jaxpr(step)(updates, state, params)
+    closed = traced_update(step, updates, state, params).closed
     kinds = [_Value(_Kind.SHARE)] * len(closed.jaxpr.invars)
     count = len(jax.tree.leaves(updates))
     for k, x in enumerate(jax.tree.leaves(state)):
@@ -100,14 +100,14 @@ def refuse_reductions(
         fresh,
         state,
     )
-    other = jax.make_jaxpr(typed_step)(gradients, whole_state, None if params is None else values)
+    other = traced_update(typed_step, gradients, whole_state, None if params is None else values).closed
     different = difference_in_work(closed, other)
     if different is not None:
         _refuse(f"{different or 'the rule'} depends on the shape of a leaf", axis_name)
 
 
 def _refuse_partial(closed: Any, kinds: list[_Value], axis_name: str) -> None:
-    for value in _follow(closed.jaxpr, kinds, axis_name, ""):
+    for value in propagated(closed, kinds, _Shares(axis_name)):
         if value.kind is _Kind.PARTIAL:
             _refuse(value.blame, axis_name)
 
@@ -126,109 +126,64 @@ def _refuse(blame: str, axis_name: str) -> None:
     )
 
 
-def _follow(jaxpr: Any, inputs: Sequence[_Value], axis_name: str, outer: str) -> list[_Value]:
-    """What the outputs of a jaxpr are, given what its inputs are."""
-    known: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+class _Shares:
+    """The lattice of what values are, seen from one device of a mapped axis."""
 
-    def read(atom: Any) -> _Value:
-        return _UNIFORM if hasattr(atom, "val") else known.get(atom, _UNIFORM)
+    def __init__(self, axis_name: str):
+        self._axis_name = axis_name
 
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        results = _equation(eqn, operands, axis_name, outer)
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    def of_constant(self, value: Any) -> _Value:
+        del value
+        return _UNIFORM
 
+    def of_equation(
+        self, equation: Any, operands: list[_Value], around: Sequence[Any]
+    ) -> list[_Value] | None:
+        name, primitive, count = equation.primitive.name, known(equation), len(equation.outvars)
+        most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
+        if codec_of(equation):
+            return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
+        if has_inside(equation):
+            return None
+        if name == "iota" and equation.outvars[0].aval.size > 1:
+            return [self._partial("depends on the places of elements", equation, around)]
+        if primitive.random:
+            large = any(v.aval.size > 1 for v in equation.outvars)
+            drawn = self._partial("draws random numbers by shape", equation, around) if large else _UNIFORM
+            return [drawn] * count
+        if primitive.whole:
+            axes = equation.params.get("axes", equation.params.get("axis_name", ()))
+            if self._axis_name in (axes if isinstance(axes, tuple) else (axes,)):
+                return [self._of_all(equation, v, around) for v in operands]
+        if most.kind is _Kind.SHARE and not (primitive.element or primitive.moves):
+            reduces = name.startswith(("reduce", "arg", "dot"))
+            doing = "reduces over a leaf" if reduces else f"uses {name} on a leaf"
+            return [self._partial(doing, equation, around)] * count
+        return [most] * count
 
-def _equation(eqn: Any, operands: list[_Value], axis_name: str, outer: str) -> list[_Value]:
-    name, count = eqn.primitive.name, len(eqn.outvars)
-    most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
-    blame = transform_of(eqn) or outer
-    if codec_of(eqn):
-        return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
-    if name in ("cond", "while", "scan"):
-        return _LOOPS[name](eqn, operands, axis_name, blame)
-    inner = _only_jaxpr(eqn)
-    if inner is not None and len(inner.invars) == len(operands):
-        return _follow(inner, operands, axis_name, blame)
-    if name == "iota" and eqn.outvars[0].aval.size > 1:
-        return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} depends on the places of elements")]
-    if name.startswith(_RANDOM):
-        large = any(v.aval.size > 1 for v in eqn.outvars)
-        drawn = _Value(_Kind.PARTIAL, f"{blame or 'the rule'} draws random numbers by shape")
-        return [drawn if large else _UNIFORM] * count
-    if name.startswith(_WHOLE_AFTERWARDS) and not name.startswith("psum_scatter"):
-        axes = eqn.params.get("axes", eqn.params.get("axis_name", ()))
-        if axis_name in (axes if isinstance(axes, tuple) else (axes,)):
-            gathers = name.startswith("all_gather")
-            return [
-                _Value(_Kind.PARTIAL, f"{blame or 'the rule'} adds up different shares")
-                if v.kind is _Kind.SHARE and not gathers
-                else _UNIFORM
-                for v in operands
-            ]
-    if most.kind is _Kind.SHARE and name not in ELEMENTWISE:
-        doing = (
-            "reduces over a leaf" if name.startswith(("reduce", "arg", "dot")) else f"uses {name} on a leaf"
-        )
-        return [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} {doing}")] * count
-    return [most] * count
+    def _of_all(self, equation: Any, operand: _Value, around: Sequence[Any]) -> _Value:
+        """What a sum over the axis, or all shares gathered, makes of an operand."""
+        gathers = equation.primitive.name.startswith("all_gather")
+        if operand.kind is _Kind.SHARE and not gathers:
+            return self._partial("adds up different shares", equation, around)
+        return _UNIFORM
 
+    def _partial(self, doing: str, equation: Any, around: Sequence[Any]) -> _Value:
+        who = innermost_transform((*around, equation)) or "the rule"
+        return _Value(_Kind.PARTIAL, f"{who} {doing}")
 
-def _only_jaxpr(eqn: Any) -> Any:
-    """The jaxpr that a call equation calls."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params:
-            return getattr(eqn.params[key], "jaxpr", eqn.params[key])
-    return None
+    def refined(
+        self, equation: Any, operands: list[_Value], results: list[_Value], fixed: list[bool]
+    ) -> list[_Value]:
+        del equation, operands, fixed
+        return results
 
+    def joined(self, one: _Value, other: _Value) -> _Value:
+        return max(one, other, key=lambda v: v.kind)
 
-def _joined(one: list[_Value], other: list[_Value]) -> list[_Value]:
-    return [max(a, b, key=lambda v: v.kind) for a, b in zip(one, other, strict=True)]
+    def decided(self, choice: _Value, results: list[_Value]) -> list[_Value]:
+        return [choice] * len(results) if choice.kind is _Kind.PARTIAL else results
 
-
-def _follow_cond(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
-    choice, *rest = operands
-    results = [_UNIFORM] * len(eqn.outvars)
-    for branch in eqn.params["branches"]:
-        results = _joined(results, _follow(branch.jaxpr, rest, axis_name, blame))
-    return [choice] * len(results) if choice.kind is _Kind.PARTIAL else results
-
-
-def _follow_while(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
-    p = eqn.params
-    before_test, before = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    test_consts, consts, carry = operands[:before_test], operands[before_test:before], operands[before:]
-    carry = _settled(p["body_jaxpr"].jaxpr, consts, carry, axis_name, blame)
-    (test,) = _follow(p["cond_jaxpr"].jaxpr, [*test_consts, *carry], axis_name, blame)
-    return [test] * len(carry) if test.kind is _Kind.PARTIAL else carry
-
-
-def _follow_scan(eqn: Any, operands: list[_Value], axis_name: str, blame: str) -> list[_Value]:
-    p = eqn.params
-    jaxpr, n, k = p["jaxpr"].jaxpr, p["num_consts"], p["num_carry"]
-    consts, carry, xs = operands[:n], operands[n : n + k], operands[n + k :]
-    # a scanned axis takes a share apart by position
-    xs = [_Value(_Kind.PARTIAL, f"{blame or 'the rule'} scans a leaf") if v.kind else v for v in xs]
-    carry = _settled(jaxpr, consts, carry, axis_name, blame, xs)
-    return [*carry, *_follow(jaxpr, [*consts, *carry, *xs], axis_name, blame)[k:]]
-
-
-def _settled(
-    jaxpr: Any,
-    consts: list[_Value],
-    carry: list[_Value],
-    axis_name: str,
-    blame: str,
-    xs: Sequence[_Value] = (),
-) -> list[_Value]:
-    """What a loop's carry is after any number of rounds: kinds only rise, so this ends."""
-    while True:
-        after = _follow(jaxpr, [*consts, *carry, *xs], axis_name, blame)[: len(carry)]
-        new = _joined(carry, after)
-        if [v.kind for v in new] == [v.kind for v in carry]:
-            return new
-        carry = new
-
-
-_LOOPS = {"cond": _follow_cond, "while": _follow_while, "scan": _follow_scan}
+    def scanned(self, equation: Any, x: _Value, around: Sequence[Any]) -> _Value:
+        """A scanned axis takes a share apart by position."""
+        return self._partial("scans a leaf", equation, around) if x.kind else x

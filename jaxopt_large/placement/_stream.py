@@ -10,7 +10,7 @@ from .._gradients import in_order
 from .._parts import ByParts, NotByPartsError
 from .._states import explained
 from .._types import Params, Rule, State, Updates
-from ..tracing.graph import Slices
+from ..tracing.graph import Graph
 from ._offload_state import OffloadPlan, OffloadState
 
 
@@ -69,10 +69,10 @@ class _Stream:
         on_device = jax.eval_shape(
             lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.stored
         )
-        self.slices = Slices(jax.make_jaxpr(update)(self.gradients, on_device, params))
+        self.graph = Graph(jax.make_jaxpr(update)(self.gradients, on_device, params))
         for k, x in enumerate([*self.gradients, *self.stored, *self.values]):
             if not self._on_host(k):
-                self.slices.give(k, x)
+                self.graph.give(k, x)
 
     def run(self) -> tuple[Updates, State]:
         changes: list[Any] = [None] * self.count
@@ -115,7 +115,7 @@ class _Stream:
 
     def _needs(self, results: list[int]) -> list[int]:
         """The leaves in host memory that results depend on."""
-        inputs = self.slices.inputs_of([self.slices.outputs[k] for k in results])
+        inputs = self.graph.inputs_of([self.graph.outputs[k] for k in results])
         return [k for k in inputs if self._on_host(k)]
 
     def _on_host(self, k: int) -> bool:
@@ -123,9 +123,9 @@ class _Stream:
 
     def _whole(self, results: list[int], token: list[Any]) -> list[Any]:
         for k in self._needs(results):
-            if not self.slices.has(k):
-                self.slices.give(k, to_device(_after(self.stored[k - self.count], token)))
-        outs = self.slices.results(results)
+            if not self.graph.has(k):
+                self.graph.give(k, to_device(_after(self.stored[k - self.count], token)))
+        outs = self.graph.results(results)
         return [to_host(x) if self._on_host(k) else x for k, x in zip(results, outs, strict=True)]
 
     # --- layer by layer -------------------------------------------------------------------------------
@@ -143,17 +143,17 @@ class _Stream:
         if self.values:
             arrays.append(self.count + len(self.stored) + i)
         try:
-            layered = ByParts(self.slices, arrays, results) if shape else None
+            layered = ByParts(self.graph, arrays, results) if shape else None
         except NotByPartsError:
             return None
-        return layered if layered and all(self.slices.has(k) for k in layered.needs) else None
+        return layered if layered and all(self.graph.has(k) for k in layered.needs) else None
 
     def _by_layers(self, layered: ByParts, results: list[int], i: int) -> list[Any]:
         layered.prepare()
         arrays = {k: self.stored[k - self.count] for k in results if k >= self.count} | {i: self.gradients[i]}
         arrays = {k: x for k, x in arrays.items() if x.shape == self.gradients[i].shape}
         # each layer's results take the place of what they were made from, where dtypes allow
-        buffers = {k: x for k, x in arrays.items() if self.slices.type_of(k).dtype == x.dtype}
+        buffers = {k: x for k, x in arrays.items() if self.graph.type_of(k).dtype == x.dtype}
         read_only = {k: x for k, x in arrays.items() if k not in buffers}
         if self.values:
             read_only[self.count + len(self.stored) + i] = self.values[i]
@@ -178,7 +178,7 @@ class _Stream:
         return [(buffers | fresh)[k] for k in results]
 
     def _empty(self, k: int) -> Any:
-        kind = self.slices.type_of(k)
+        kind = self.graph.type_of(k)
         return jnp.zeros(kind.shape, kind.dtype)
 
 

@@ -20,7 +20,7 @@ from .._window import Window
 from ..passes.integer_views import from_words, pack, to_words, unpack
 from ..passes.loop import opaque_zero
 from ..passes.regions import Region, part, regions, with_part
-from ..tracing.graph import Slices, has_effects
+from ..tracing.graph import Graph, has_effects
 from ._codec import Codec
 
 _MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
@@ -141,7 +141,7 @@ class UpdateByParts:
             return results
 
         closed = jax.make_jaxpr(update)(*seen)
-        self.slices = Slices(closed)
+        self.graph = Graph(closed)
         if has_effects(closed) or made[-1] != (self.treedef, self.state_treedef):
             raise NotByPartsError
         self.loops = {i: loop for i in range(self.count) if (loop := self._loop(i)) is not None}
@@ -150,10 +150,10 @@ class UpdateByParts:
         """The updates, the new inner state and the new residuals."""
         mine = {k for i in self.loops for k in (i, *self._fields(i))}
         rest = [k for k in range(self.count + len(self.nodes)) if k not in mine]
-        needed = set(self.slices.inputs_of(self.slices.outputs[k] for k in rest))
+        needed = set(self.graph.inputs_of(self.graph.outputs[k] for k in rest))
         for k in sorted(needed.union(*(loop.needs for loop in self.loops.values()))):
-            self.slices.give(k, self._input(k))
-        results: dict[int, Any] = dict(zip(rest, self.slices.results(rest), strict=True))
+            self.graph.give(k, self._input(k))
+        results: dict[int, Any] = dict(zip(rest, self.graph.results(rest), strict=True))
         residuals = list(self.residuals)
         for k in rest:
             if k >= self.count:
@@ -207,10 +207,10 @@ class UpdateByParts:
             return None
         value = self.count + len(self.nodes) + i
         arrays = [i, *fields, *([value] if self.has_params else [])]
-        if self.slices.type_of(i).shape != shape:
+        if self.graph.type_of(i).shape != shape:
             return None
         try:
-            loop = ByParts(self.slices, arrays, [i, *fields], cut=len(shape))
+            loop = ByParts(self.graph, arrays, [i, *fields], cut=len(shape))
         except NotByPartsError:
             return None
         return None if loop.has_arrays_before else loop  # they would be decoded copies of the leaf
@@ -224,7 +224,7 @@ class UpdateByParts:
           began: 0, and known when the loop may begin: one loop after another needs the memory of one.
         """
         out = jax.ShapeDtypeStruct(
-            self.gradients[i].shape, jnp.float32 if self.kept(i) else self.slices.type_of(i).dtype
+            self.gradients[i].shape, jnp.float32 if self.kept(i) else self.graph.type_of(i).dtype
         )
         work, old = _Work(self.gradients[i], self.params[i], out), self.residuals[i]
         nodes = {k: self.nodes[k - self.count] for k in self._fields(i)}

@@ -11,39 +11,13 @@ import numpy as np
 
 from .._axes import reduction_axes
 from .._types import Params, Rule, State
+from ..tracing.primitives import known
+from ..tracing.propagate import has_inside, propagated
+from ..tracing.update import traced_update
 
 # fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
 _NEVER_NEGATIVE = frozenset({"nu", "nu_max", "sum_of_squares", "exp_avg_sq"})
 _SIGNED = frozenset({("ScaleBySM3State", "nu")})  # where one of these names means something else
-
-_KEEP = {
-    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"),
-    *(
-        "reduce_sum",
-        "reduce_max",
-        "reduce_min",
-        "cumsum",
-        "cummax",
-        "slice",
-        "dynamic_slice",
-        "reduce_precision",
-    ),
-    *("concatenate", "gather", "pad", "rev", "sharding_constraint", "pvary", "pcast", "reshard", "psum"),
-    *(
-        "add",
-        "add_any",
-        "mul",
-        "div",
-        "min",
-        "clamp",
-        "sqrt",
-        "cbrt",
-        "optimization_barrier",
-        "stop_gradient",
-    ),
-}
-_ALWAYS = {"square", "abs", "exp", "exp2", "rsqrt", "logistic", "is_finite", "iota", "sort_key"}
-_CALLS = ("jaxpr", "call_jaxpr")
 
 
 def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:
@@ -124,63 +98,69 @@ def _any(signs: Iterable[_Since]) -> _Since:
 
 
 def _traced(rule: Rule, params: Params, state: State) -> list[bool | None]:
-    """One walk through the update, whatever the number of leaves: each value carries what it follows from."""
+    """From the equations of `init` and `update`."""
     leaves = jax.tree.leaves(state)
     try:
-        closed = jax.make_jaxpr(lambda g, s, p: rule.update(g, s, p)[1])(params, state, params)
+        closed = traced_update(rule.update, params, state, params).closed
     except Exception:  # it takes arguments that only the step has
         return [None] * len(leaves)
     start = jax.make_jaxpr(rule.init)(params)  # a field may begin as the parameters
-    begins = _outputs(start.jaxpr, start.consts, [_NOT_KNOWN] * len(start.jaxpr.invars))
+    begins = propagated(start, [_NOT_KNOWN] * len(start.jaxpr.invars), _Signs())
     count = len(jax.tree.leaves(params))
     before = [_Since(not x.ndim, frozenset((k,))) for k, x in enumerate(leaves)]
-    known = [_NOT_KNOWN] * count + before + [_NOT_KNOWN] * count
-    after = _outputs(closed.jaxpr, closed.consts, known)
+    after = propagated(closed, [_NOT_KNOWN] * count + before + [_NOT_KNOWN] * count, _Signs())[count:]
     return [begins[k].always and (after[k].always or k in after[k].leaves) for k in range(len(leaves))]
 
 
-def _outputs(jaxpr: Any, constants: Sequence[Any], known: Sequence[_Since]) -> list[_Since]:
-    signs: dict[Any, _Since] = dict(zip(jaxpr.invars, known, strict=True))
-    signs |= {v: _of_value(x) for v, x in zip(jaxpr.constvars, constants, strict=True)}
-    given = set(jaxpr.constvars)
+class _Signs:
+    """The lattice of what is never negative: always, since some leaves are not, or not known."""
 
-    def read(atom: Any) -> _Since:
-        return _of_value(atom.val) if hasattr(atom, "val") else signs[atom]
+    def of_constant(self, value: Any) -> _Since:
+        return _ALWAYS_SO if _is_non_negative(value) else _NOT_KNOWN
 
-    for eqn in jaxpr.eqns:
-        made = _equation(eqn, [read(a) for a in eqn.invars])
-        # a scalar made of arrays, like a sum of gradients, may be anything; so may what is made of it
-        told = _NOT_KNOWN
-        if eqn.primitive.name != "neg":
-            told = _all(
-                signs[a] for a in eqn.invars if not hasattr(a, "val") and (a.aval.ndim or a not in given)
-            )
-        for v, sign in zip(eqn.outvars, made, strict=True):
-            signs[v] = sign if getattr(v.aval, "ndim", 1) else _any((sign, told))
-    return [read(v) for v in jaxpr.outvars]
+    def of_equation(
+        self, equation: Any, operands: list[_Since], around: Sequence[Any]
+    ) -> list[_Since] | None:
+        del around
+        if has_inside(equation):
+            return None
+        name, primitive, count = equation.primitive.name, known(equation), len(equation.outvars)
+        if primitive.square or (name == "mul" and equation.invars[0] is equation.invars[1]):
+            return [_ALWAYS_SO] * count
+        if name == "integer_pow":
+            return [_ALWAYS_SO if equation.params["y"] % 2 == 0 else operands[0]]
+        if name in ("max", "pmax"):
+            return [_any(operands)]
+        if name == "select_n":
+            return [_all(operands[1:])]
+        return [_all(operands) if primitive.sign else _NOT_KNOWN] * count
 
+    def refined(
+        self, equation: Any, operands: list[_Since], results: list[_Since], fixed: list[bool]
+    ) -> list[_Since]:
+        """Scalars made of scalars are taken to be non-negative: decay rates, corrections.
 
-def _equation(eqn: Any, operands: list[_Since]) -> list[_Since]:
-    name, count = eqn.primitive.name, len(eqn.outvars)
-    inner = next((eqn.params[k] for k in _CALLS if hasattr(eqn.params.get(k), "consts")), None)
-    if inner is not None and len(inner.jaxpr.invars) == len(operands):
-        return _outputs(inner.jaxpr, inner.consts, operands)
-    if name == "cond":
-        branches = [_outputs(b.jaxpr, b.consts, operands[1:]) for b in eqn.params["branches"]]
-        return [_all(signs) for signs in zip(*branches, strict=True)]
-    if name in _ALWAYS or (name == "mul" and eqn.invars[0] is eqn.invars[1]):
-        return [_ALWAYS_SO] * count
-    if name == "integer_pow":
-        return [_ALWAYS_SO if eqn.params["y"] % 2 == 0 else operands[0]]
-    if name in ("max", "pmax"):
-        return [_any(operands)]
-    if name == "select_n":
-        return [_all(operands[1:])]
-    return [_all(operands) if name in _KEEP else _NOT_KNOWN] * count
+        Those made of arrays, like a sum of gradients, may be anything; so may what is made of them.
+        """
+        if equation.primitive.name == "neg" or all(getattr(v.aval, "ndim", 1) for v in equation.outvars):
+            return results
+        given = zip(equation.invars, operands, fixed, strict=True)
+        told = _all(sign for a, sign, is_fixed in given if not is_fixed or a.aval.ndim)
+        return [
+            sign if getattr(v.aval, "ndim", 1) else _any((sign, told))
+            for v, sign in zip(equation.outvars, results, strict=True)
+        ]
 
+    def joined(self, one: _Since, other: _Since) -> _Since:
+        return _all((one, other))
 
-def _of_value(x: Any) -> _Since:
-    return _ALWAYS_SO if _is_non_negative(x) else _NOT_KNOWN
+    def decided(self, choice: _Since, results: list[_Since]) -> list[_Since]:
+        del choice
+        return results
+
+    def scanned(self, equation: Any, x: _Since, around: Sequence[Any]) -> _Since:
+        del equation, around
+        return x
 
 
 def _is_non_negative(x: Any) -> bool:

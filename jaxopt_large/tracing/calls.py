@@ -1,4 +1,4 @@
-"""Calls that stay whole in a traced function, and say what they are.
+"""Calls in a traced function: what they call, and those that stay whole and say what they are.
 
 A jaxpr carries of a call no more than its name. A function that others must be able to find in a trace is
 registered here under a name that no other function has; whoever reads the trace asks for what was
@@ -7,7 +7,7 @@ registered with it.
 
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -41,3 +41,24 @@ def meaning_of(equation: Any) -> Any:
     if "jaxpr" not in equation.params:
         return None
     return _registered.get(str(equation.params.get("name", "")), (None, None))[1]
+
+
+class Callee(NamedTuple):
+    """What an equation calls."""
+
+    jaxpr: Any
+    constants: tuple[Any, ...]
+
+
+def callee(equation: Any) -> Callee | None:
+    """The function that an equation calls with all its operands; None where it calls none.
+
+    Reductions and scatters have a function too, but of elements.
+    """
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = equation.params.get(key)
+        if inner is not None:
+            jaxpr = getattr(inner, "jaxpr", inner)
+            ranks = [[getattr(v.aval, "ndim", 0) for v in vs] for vs in (jaxpr.invars, equation.invars)]
+            return Callee(jaxpr, tuple(getattr(inner, "consts", ()))) if ranks[0] == ranks[1] else None
+    return None

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import bind
-
-_INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+from .calls import callee
+from .primitives import known
 
 _OF_NUMBERS = {"xor", "shift_right_logical", "mul", "convert_element_type"}  # what keys are mixed with
 
@@ -37,7 +37,7 @@ class Equation(NamedTuple):
     outputs: tuple[Variable, ...]
 
 
-class Slices:
+class Graph:
     """A traced function whose inputs are given and whose results are asked for one after another.
 
     Calls within it are inlined, so that a result does not need what only its neighbors need. Inputs and
@@ -80,9 +80,9 @@ class Slices:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            inner = None if self._keep(eqn) else _called(eqn)
-            if inner is not None and len(inner.jaxpr.invars) == len(operands):
-                outputs = self._inline(inner.jaxpr, operands, inner.consts)
+            inner = None if self._keep(eqn) else _inlined(eqn)
+            if inner is not None:
+                outputs = self._inline(inner.jaxpr, operands, inner.constants)
             else:
                 outputs = [self._variable(v) for v in eqn.outvars]
                 self.equations.append(Equation(eqn, tuple(operands), tuple(outputs)))
@@ -185,12 +185,11 @@ def has_effects(closed: Any) -> bool:
     return any(type(e).__name__ != "NamedAxisEffect" for e in closed.effects)  # that only names an axis
 
 
-def _called(eqn: Any) -> Any:
-    """The closed jaxpr that a call equation calls; None for all others, and for calls that place results."""
-    if eqn.primitive.name not in _INLINED:
+def _inlined(equation: Any) -> Any:
+    """What a call calls; None for other equations, and for calls that say where their results are placed."""
+    if not known(equation).call:
         return None
-    shardings = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
+    shardings = (*equation.params.get("in_shardings", ()), *equation.params.get("out_shardings", ()))
     if any(isinstance(s, jax.sharding.Sharding) for s in shardings):
         return None
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    return inner if hasattr(inner, "consts") else None
+    return callee(equation)

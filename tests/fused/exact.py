@@ -46,9 +46,9 @@ def differs(name, formats, kind, shape, around, target):
     with jax.disable_jit():
         want = jax.tree.leaves(step(*args))
     for k, x in enumerate(jax.tree.leaves(args)):
-        taken.slices.give(k, x)
+        taken.graph.give(k, x)
     with jax.disable_jit():
-        given = taken.slices.computed(pass_.inputs), taken.slices.computed(pass_.scalars)
+        given = taken.graph.computed(pass_.inputs), taken.graph.computed(pass_.scalars)
     got = _kernel.kernel(pass_, taken.aliased(pass_), *given, target, interpret=True)
     for k, x in zip(pass_.results, got, strict=True):
         x, y = np.asarray(x), np.asarray(want[k])

@@ -289,7 +289,7 @@ def test_one_pass_reads_gradient_parameter_and_state_once():
     for p in step.passes:
         assert len(p.inputs) == len(p.results) + 1 == 6
         assert not p.repeats
-        assert all(step.slices.types[v].shape == () for v in p.scalars)
+        assert all(step.graph.types[v].shape == () for v in p.scalars)
 
 
 def test_errors():

@@ -180,7 +180,7 @@ _VALUES = np.concatenate(
 )
 def test_what_kernel_compilers_lack_is_made_of_what_they_have(function):
     x = jnp.asarray(_VALUES)
-    (got,) = _lowerable.evaluated(jax.make_jaxpr(function)(x), [x])
+    (got,) = _lowerable.run_lowerable(jax.make_jaxpr(function)(x), [x])
     np.testing.assert_array_equal(got, function(x))
 
 
@@ -203,7 +203,7 @@ def test_of_16_bit_floats_compilers_have_what_they_have_of_32(function, dtype):
     x = jnp.linspace(0.25, 4, 1024, dtype=dtype).reshape(8, 128)
     args = [x, x[::-1]] if function is jnp.divide else [x]
     closed = jax.make_jaxpr(function)(*args)
-    (got,) = _lowerable.evaluated(closed, args)
+    (got,) = _lowerable.run_lowerable(closed, args)
     assert got.dtype == dtype
     one_place = jnp.finfo(dtype).eps  # XLA rounds more often within a sigmoid
     np.testing.assert_allclose(
@@ -211,7 +211,7 @@ def test_of_16_bit_floats_compilers_have_what_they_have_of_32(function, dtype):
     )
 
     def body(*refs):
-        (refs[-1][...],) = _lowerable.evaluated(closed, [ref[...] for ref in refs[:-1]])
+        (refs[-1][...],) = _lowerable.run_lowerable(closed, [ref[...] for ref in refs[:-1]])
 
     call = pl.pallas_call(body, out_shape=x, **_triton.options())
     assert "triton" in cases.lowered_for_gpus(call, args)

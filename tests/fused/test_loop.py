@@ -36,8 +36,8 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
         taken = Step.taken(step, args)
         (pass_,) = taken.passes
         for k, x in enumerate(jax.tree.leaves(args)):
-            taken.slices.give(k, x)
-        given = taken.slices.computed(pass_.inputs), taken.slices.computed(pass_.scalars)
+            taken.graph.give(k, x)
+        given = taken.graph.computed(pass_.inputs), taken.graph.computed(pass_.scalars)
         arrays, scalars = given
         leaves = [arrays, [jnp.flip(x) for x in arrays], arrays]  # one loop for all of them
         last = scalars[-1]
@@ -68,8 +68,8 @@ def test_the_work_is_there_once_for_all_leaves():
     taken = Step.taken(step_of(rule, {}), (params, jax.eval_shape(rule.init, params), params))
     first = taken.passes[0]
     assert len({p.key for p in taken.passes}) == 1
-    arrays = [[taken.slices.types[v] for v in p.inputs] for p in taken.passes]
-    scalars = [taken.slices.types[v] for v in first.scalars]
+    arrays = [[taken.graph.types[v] for v in p.inputs] for p in taken.passes]
+    scalars = [taken.graph.types[v] for v in first.scalars]
     run = functools.partial(loop.loop, first, taken.aliased(first))
     like = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), (arrays, scalars))
     text = jax.jit(lambda xs, ys: run(xs, ys, loop.zero_of(xs[0], ys))).lower(*like).as_text()

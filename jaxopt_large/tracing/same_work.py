@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from ..passes.codecs import codec_of
+from .calls import meaning_of
+from .primitives import known
+from .sources import transform_of
 
-_WRAPPERS = ("chain", "named_chain", "with_extra_args_support", "partition", "lift")  # never to blame
 _SHAPES = {"shape", "sizes", "new_sizes", "sharding", "out_sharding", "in_avals", "out_avals"}
-_TYPING = ("pvary", "pcast", "shard_map_pvary", "axis_index", "reshard", "broadcast_in_dim")
 _COMPARED = (int, float, complex, str, bool, tuple, type(None), np.dtype)
 
 
@@ -18,7 +18,7 @@ def difference_in_work(one: Any, other: Any) -> str | None:
     for a, b in zip(first, second, strict=False):
         if a.primitive is not b.primitive or not _same_literals(a, b):
             return transform_of(a)
-        if codec_of(a):
+        if meaning_of(a) is not None and type(meaning_of(a)) is type(meaning_of(b)):
             continue
         for key in a.params.keys() - _SHAPES:
             x, y = a.params[key], b.params.get(key)
@@ -34,7 +34,7 @@ def difference_in_work(one: Any, other: Any) -> str | None:
 
 def _equations(jaxpr: Any) -> list[Any]:
     """Those that compute: not those that only type a value as different on devices, or spread it."""
-    return [e for e in getattr(jaxpr, "jaxpr", jaxpr).eqns if e.primitive.name not in _TYPING]
+    return [e for e in getattr(jaxpr, "jaxpr", jaxpr).eqns if not known(e).typing]
 
 
 def _same_literals(one: Any, other: Any) -> bool:
@@ -49,18 +49,3 @@ def _jaxprs(value: Any) -> list[Any]:
     """The jaxprs in a parameter of an equation."""
     values = value if isinstance(value, tuple) else (value,)
     return [v for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
-
-
-def transform_of(eqn: Any) -> str:
-    """The transform whose `update` this equation belongs to, like "optax.clip_by_global_norm"."""
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        function, *rest = frame.function_name.split(".")
-        if function in _WRAPPERS or not any(part.startswith("update") for part in rest):
-            continue
-        parts = frame.file_name.replace("\\", "/").split("/")
-        if "optax" in parts:
-            return f"optax.contrib.{function}" if "contrib" in parts else f"optax.{function}"
-        if "placement" not in parts:
-            return function
-    return ""
