@@ -104,7 +104,7 @@ def _compared(case, options):
     if around == "skip":
         grads[-1]["small"] *= np.nan
     args = (grads[0], state, params)
-    passes = [p for p in Step.taken(step_of(rule, {}), args).passes if p.has_blocks]
+    passes = [p for p in Step.taken(step_of(rule, {}), args).split.passes if p.has_blocks]
     if all(reasons := [_kernel.why_not(p, "gpu") for p in passes]):
         return {"status": "no kernel", "why": reasons[0]}
     steps = {k: functools.partial(jl.apply, rule, kernels=k) for k in ("gpu", "xla", "interpret")}

@@ -79,25 +79,24 @@ def check_hyperparameters(who: str, **values: tuple[Any, Range]) -> None:
     """
     types, ranges = Problems(who), Problems(who)
     for name, (value, allowed) in values.items():
-        got = f"{name} is out of range, got {value!r}"
-        if allowed.schedule and callable(value):
-            continue
-        if isinstance(value, bool) or not (
-            (isinstance(value, numbers.Real | np.ndarray | np.generic) or hasattr(value, "aval"))
-            and getattr(getattr(value, "dtype", None), "kind", "f") not in "OSUMmc"
-        ):
-            wrong = f"{name} is not a number, got {value!r}"
-            types.add(wrong, allowed=f"{name} must be {allowed.allowed}")
-        elif (shape := getattr(value, "shape", ())) != ():
-            ranges.add(
-                f"{name} is not a scalar, got an array of shape {shape}",
-                allowed=f"{name} must be {allowed.allowed}",
-            )
-        elif not hasattr(value, "aval") and not (
-            math.isfinite(float(value)) and allowed.contains(float(value))
-        ):
-            ranges.add(got, allowed=f"{name} must be {allowed.allowed}")
+        number_problem(name, value, allowed, types, ranges)
     if types.found:
         types.found += ranges.found
     types.raise_if_any(TypeError)
     ranges.raise_if_any(ValueError)
+
+
+def number_problem(name: str, value: Any, allowed: Range, types: Problems, ranges: Problems) -> None:
+    """Adds what is wrong with a number: to `types` if it is none, to `ranges` if it is out of range."""
+    must = f"{name} must be {allowed.allowed}"
+    if allowed.schedule and callable(value):
+        return
+    if isinstance(value, bool) or not (
+        (isinstance(value, numbers.Real | np.ndarray | np.generic) or hasattr(value, "aval"))
+        and getattr(getattr(value, "dtype", None), "kind", "f") not in "OSUMmc"
+    ):
+        types.add(f"{name} is not a number, got {value!r}", allowed=must)
+    elif (shape := getattr(value, "shape", ())) != ():
+        ranges.add(f"{name} is not a scalar, got an array of shape {shape}", allowed=must)
+    elif not hasattr(value, "aval") and not (math.isfinite(float(value)) and allowed.contains(float(value))):
+        ranges.add(f"{name} is out of range, got {value!r}", allowed=must)

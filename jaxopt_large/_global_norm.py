@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ._axes import reduction_axes, sum_over_shards
 from ._numerics import is_complex, widest
 from ._types import Updates
-from .tracing.calls import kept_call
+from .tracing.calls import Opaque, named_call
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
 _RUN = 16  # arrays that share a traced function; XLA's fusions read no more than some dozens
@@ -98,6 +98,5 @@ def _squares_summed(run: list[Array], scale: float, dtype: Any, side_by_side: bo
 
 
 # a call that `apply` keeps whole: taken apart, the sums of all leaves would be equations of every pass
-_sum_of_squares = kept_call(
-    _squares_summed, "sum_of_squares", None, "a sum of squares", static_argnums=(1, 2, 3)
-)
+_MEANING = Opaque("a sum of squares")
+_sum_of_squares = named_call(_squares_summed, "sum_of_squares", _MEANING, _MEANING, static_argnums=(1, 2, 3))

@@ -12,15 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
-from optax import constant_schedule as constant_schedule
-from optax import exponential_decay as exponential_decay
-from optax import join_schedules as join_schedules
-from optax import linear_schedule as linear_schedule
-from optax import polynomial_schedule as polynomial_schedule
-from optax import warmup_constant_schedule as warmup_constant_schedule
-from optax import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 
-from ._errors import NON_NEGATIVE, POSITIVE, check_hyperparameters
+from ._hyperparameters import NonNegative, Positive, checked
 from ._numerics import scalar_dtype
 from ._types import Schedule
 
@@ -41,23 +34,31 @@ def _under_any_promotion(make: Callable[..., Schedule]) -> Callable[..., Schedul
     return wrapped
 
 
+constant_schedule = optax.constant_schedule
 cosine_decay_schedule = _under_any_promotion(optax.cosine_decay_schedule)
 cosine_onecycle_schedule = _under_any_promotion(optax.cosine_onecycle_schedule)
+exponential_decay = optax.exponential_decay
+join_schedules = optax.join_schedules
 linear_onecycle_schedule = _under_any_promotion(optax.linear_onecycle_schedule)
+linear_schedule = optax.linear_schedule
 piecewise_constant_schedule = _under_any_promotion(optax.piecewise_constant_schedule)
 piecewise_interpolate_schedule = _under_any_promotion(optax.piecewise_interpolate_schedule)
+polynomial_schedule = optax.polynomial_schedule
 sgdr_schedule = _under_any_promotion(optax.sgdr_schedule)
+warmup_constant_schedule = optax.warmup_constant_schedule
 warmup_cosine_decay_schedule = _under_any_promotion(optax.warmup_cosine_decay_schedule)
+warmup_exponential_decay_schedule = optax.warmup_exponential_decay_schedule
 
 
+@checked
 def warmup_stable_decay(
-    peak_value: float,
+    peak_value: NonNegative,
     *,
-    warmup_steps: int,
-    stable_steps: int,
-    decay_steps: int,
-    init_value: float = 0.0,
-    end_value: float = 0.0,
+    warmup_steps: NonNegative,
+    stable_steps: NonNegative,
+    decay_steps: NonNegative,
+    init_value: NonNegative = 0.0,
+    end_value: NonNegative = 0.0,
 ) -> Schedule:
     r"""Linear up, constant, linear down: the trapezoid.
 
@@ -82,15 +83,6 @@ def warmup_stable_decay(
     >>> [float(rate(t)) for t in (0, 1, 2, 6, 7, 8, 100)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
-    check_hyperparameters(
-        "warmup_stable_decay",
-        peak_value=(peak_value, NON_NEGATIVE),
-        warmup_steps=(warmup_steps, NON_NEGATIVE),
-        stable_steps=(stable_steps, NON_NEGATIVE),
-        decay_steps=(decay_steps, NON_NEGATIVE),
-        init_value=(init_value, NON_NEGATIVE),
-        end_value=(end_value, NON_NEGATIVE),
-    )
     decay_start = warmup_steps + stable_steps
 
     def value(count: Any) -> Array:
@@ -102,7 +94,10 @@ def warmup_stable_decay(
     return value
 
 
-def inverse_sqrt(peak_value: float, *, warmup_steps: int, init_value: float = 0.0) -> Schedule:
+@checked
+def inverse_sqrt(
+    peak_value: NonNegative, *, warmup_steps: Positive, init_value: NonNegative = 0.0
+) -> Schedule:
     r"""Linear up, then down like one over the root of the step.
 
     $$\eta(t) = \eta_0 + (p - \eta_0) t/w \quad (t < w), \qquad \eta(t) = p \sqrt{w/t} \quad (t \ge w)$$
@@ -121,12 +116,6 @@ def inverse_sqrt(peak_value: float, *, warmup_steps: int, init_value: float = 0.
     >>> [float(rate(t)) for t in (0, 2, 4, 16, 64)]
     [0.0, 0.5, 1.0, 0.5, 0.25]
     """
-    check_hyperparameters(
-        "inverse_sqrt",
-        peak_value=(peak_value, NON_NEGATIVE),
-        warmup_steps=(warmup_steps, POSITIVE),
-        init_value=(init_value, NON_NEGATIVE),
-    )
 
     def value(count: Any) -> Array:
         t = jnp.asarray(count).astype(scalar_dtype())
@@ -141,3 +130,26 @@ def _ramp(t: Array, start: float, length: float) -> Array:
     if length == 0:
         return (t >= start).astype(t.dtype)
     return jnp.clip((t - start) / length, 0.0, 1.0)
+
+
+# this is the list of them
+SCHEDULES = (
+    constant_schedule,
+    cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    exponential_decay,
+    inverse_sqrt,
+    join_schedules,
+    linear_onecycle_schedule,
+    linear_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+    warmup_stable_decay,
+)
+
+__all__ = [make.__name__ for make in SCHEDULES]

@@ -1,18 +1,30 @@
-"""The seven rules in NumPy float64, written from the papers, on one array.
+"""The rules in NumPy float64, written from the papers, on one array.
 
 Each oracle is a function (gradients of all steps, first parameter, hyper-parameters) -> the parameter
-after each step. Nothing here is shared with the library.
+after each step, with the name of its rule. Nothing here is shared with the library.
 """
 
 import numpy as np
 
 
+def tried(rate=0.01, peer=None, **settings):
+    """With which settings the contracts try a rule, and the name that optax has for it, if another."""
+
+    def mark(oracle):
+        oracle.rate, oracle.peer, oracle.settings = rate, peer or oracle.__name__, settings
+        return oracle
+
+    return mark
+
+
+@tried(peer="sgd")
 def gradient_descent(grads, p, lr):
     for g in grads:
         p = p - lr * g
         yield p
 
 
+@tried(momentum=0.9)
 def sgd(grads, p, lr, momentum=0.0, nesterov=False):
     """Sutskever et al. 2013, in the form of all frameworks: the velocity does not hold the rate."""
     v = np.zeros_like(p)
@@ -22,6 +34,7 @@ def sgd(grads, p, lr, momentum=0.0, nesterov=False):
         yield p
 
 
+@tried(rate=0.1)
 def adagrad(grads, p, lr, initial_accumulator_value=0.1, eps=1e-7):
     """Duchi et al. 2011, diagonal; optax's place for eps."""
     s = np.full_like(p, initial_accumulator_value)
@@ -31,6 +44,7 @@ def adagrad(grads, p, lr, initial_accumulator_value=0.1, eps=1e-7):
         yield p
 
 
+@tried()
 def rmsprop(
     grads,
     p,
@@ -59,6 +73,7 @@ def rmsprop(
         yield p
 
 
+@tried()
 def adam(grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, weight_decay=0.0):
     """Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2; Dozat 2016."""
     m, v = np.zeros_like(p), np.zeros_like(p)
@@ -73,10 +88,12 @@ def adam(grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False,
         yield p
 
 
+@tried(weight_decay=0.1)
 def adamw(grads, p, lr, weight_decay=1e-4, **rest):
     return adam(grads, p, lr, weight_decay=weight_decay, **rest)
 
 
+@tried(rate=0.001, weight_decay=0.1)
 def lion(grads, p, lr, b1=0.9, b2=0.99, weight_decay=1e-3):
     """Chen et al. 2023, algorithm 2."""
     m = np.zeros_like(p)

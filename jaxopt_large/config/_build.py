@@ -9,20 +9,17 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from .._compat import make_mesh
 from .._paths import map_with_path, matches
-from .._types import Params, Rule, ScalarOrSchedule
+from .._types import Params, Rule
 from ..groups import freeze, partition
 from ..placement.offload import offload
 from ..placement.zero import zero
+from ..rules import RULES
 from ..safety import clip_by_global_norm, skip_nonfinite
-from ..schedules import inverse_sqrt, warmup_cosine_decay_schedule, warmup_stable_decay
-from ..storage.bfloat16 import bfloat16
-from ..storage.float8 import float8
-from ..storage.float32 import float32
-from ..storage.int4 import int4
-from ..storage.int8 import int8
-from ..storage.parameters import rounded, split
+from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..storage.stored import stored
-from .schema import RULES, Config, InverseSqrt, Placement, Storage, WarmupCosine, WarmupStableDecay
+from ._inputs import Group
+from ._schedules import SCHEDULES
+from .schema import Config, Placement, Storage
 
 
 def build(
@@ -65,17 +62,13 @@ def build(
     return rule
 
 
-_FORMATS = {"float32": float32, "bfloat16": bfloat16, "float8": float8, "int8": int8, "int4": int4}
-_PARAMETER_FORMATS = {"rounded": rounded, "split": split}
-
-
 def _stored(rule: Rule, storage: Storage, seed: int) -> Rule:
     def formats(given: Any) -> Any:
         if isinstance(given, str):
-            return _FORMATS[given]()
-        return {glob: _FORMATS[name]() for glob, name in given.items()}
+            return FORMATS[given]()
+        return {glob: FORMATS[name]() for glob, name in given.items()}
 
-    params = None if storage.params is None else _PARAMETER_FORMATS[storage.params]()
+    params = None if storage.params is None else PARAMETER_FORMATS[storage.params]()
     fields = {field: formats(given) for field, given in storage.fields.items()}
     return stored(rule, params=params, seed=seed, **fields)
 
@@ -92,38 +85,25 @@ def mesh_of(placement: Placement) -> Mesh | AbstractMesh:
 def learning_rate(config: Config) -> Callable[[Any], Any]:
     """Steps taken -> learning rate of the last group that learns; 0 when none does."""
     groups = [g for g in config.optimizer.groups.values() if g.rule != "freeze"]
-    value = _learning_rate(groups[-1].learning_rate, config.train.steps) if groups else 0.0
+    value = _argument(groups[-1].learning_rate, config.train.steps) if groups else 0.0
     return value if callable(value) else lambda count: value
 
 
 def _rule(settings: Any, steps: int) -> Rule:
     if settings.rule == "freeze":
         return freeze()
-    arguments = {name: getattr(settings, name) for name in type(settings).model_fields if name != "rule"}
-    arguments["learning_rate"] = _learning_rate(arguments["learning_rate"], steps)
+    arguments = {name: _argument(x, steps) for name, x in settings if name != "rule"}
     if arguments.get("mask") is not None:
         arguments["mask"] = _mask(arguments["mask"])
     return RULES[settings.rule](**arguments)
 
 
-def _learning_rate(value: Any, steps: int) -> ScalarOrSchedule:
-    if isinstance(value, WarmupCosine):
-        # optax wants a decay that outlasts the warm-up
-        return warmup_cosine_decay_schedule(
-            0.0, value.peak, value.warmup, max(steps, value.warmup + 1), value.end
-        )
-    if isinstance(value, WarmupStableDecay):
-        stable = max(0, steps - value.warmup - value.decay)
-        return warmup_stable_decay(
-            value.peak,
-            warmup_steps=value.warmup,
-            stable_steps=stable,
-            decay_steps=value.decay,
-            end_value=value.end,
-        )
-    if isinstance(value, InverseSqrt):
-        return inverse_sqrt(value.peak, warmup_steps=value.warmup)
-    return value
+def _argument(value: Any, steps: int) -> Any:
+    """A setting as the rule takes it."""
+    if not isinstance(value, Group):
+        return value
+    given = dict(value)
+    return SCHEDULES[given.pop("schedule")](**given, steps=steps)
 
 
 def _mask(glob: str) -> Any:

@@ -4,55 +4,45 @@ import functools
 import inspect
 import math
 import operator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from ..rules import adagrad, adam, gradient_descent, lion, rmsprop, sgd
-from ._inputs import FLOAT32, Count, Data, Group, Model, Natural, Number, Rate, Seed, misfits
+from .._hyperparameters import FLOATING, LEAVES, domain_of
+from ..rules import RULES
+from ..storage.formats import FORMATS, PARAMETER_FORMATS
+from ._inputs import FLOAT32, Count, Data, Group, Model, Number, Rate, Seed, misfits
+from ._schedules import SCHEDULES
 
-RULES = {
-    "gradient_descent": gradient_descent.gradient_descent,
-    "sgd": sgd.sgd,
-    "adagrad": adagrad.adagrad,
-    "rmsprop": rmsprop.rmsprop,
-    "adam": adam.adam,
-    "adamw": adam.adamw,
-    "lion": lion.lion,
-}
+_literal: Any = Literal  # of names that are found in a list
+
+
+def _model(tag: str, make: Any, fields: dict[str, Any]) -> type[Group]:
+    """A group of settings that its first one, `tag`, names."""
+    name = make.__name__
+    all_fields: dict[str, Any] = {tag: (_literal[name], ...), **fields}
+    return create_model(name, __base__=Group, **all_fields)
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return ... if parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _any_of(models: Any) -> Any:
+    return functools.reduce(operator.or_, models)
 
 
 # --- optimizer ----------------------------------------------------------------------------------------
 
 
-class WarmupCosine(Group):
-    """Linear up, a half cosine down."""
-
-    schedule: Literal["warmup_cosine"]
-    peak: Rate
-    warmup: Natural
-    end: Rate = 0.0
+def _schedule_model(make: Any) -> type[Group]:
+    """The schema of a schedule, read off its signature; what a run knows itself is keyword-only there."""
+    hints = get_type_hints(make, include_extras=True)
+    given = [p for p in inspect.signature(make).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    return _model("schedule", make, {p.name: (hints[p.name], _default(p)) for p in given})
 
 
-class WarmupStableDecay(Group):
-    """Linear up, constant, linear down."""
-
-    schedule: Literal["warmup_stable_decay"]
-    peak: Rate
-    warmup: Natural
-    decay: Natural
-    end: Rate = 0.0
-
-
-class InverseSqrt(Group):
-    """Linear up, then down like one over the root of the step."""
-
-    schedule: Literal["inverse_sqrt"]
-    peak: Rate
-    warmup: Count
-
-
-Schedule = Annotated[WarmupCosine | WarmupStableDecay | InverseSqrt, Field(discriminator="schedule")]
+_SCHEDULE: Any = _any_of(map(_schedule_model, SCHEDULES.values()))
 
 
 def _kind_of_rate(value: Any) -> str:
@@ -60,29 +50,29 @@ def _kind_of_rate(value: Any) -> str:
 
 
 _NUMBER_OR_SCHEDULE = Annotated[
-    Annotated[Rate, Tag("number")] | Annotated[Schedule, Tag("scheduled")], Discriminator(_kind_of_rate)
+    Annotated[Rate, Tag("number")]
+    | Annotated[Annotated[_SCHEDULE, Field(discriminator="schedule")], Tag("scheduled")],
+    Discriminator(_kind_of_rate),
 ]
 
 
-def _field(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
-    """The type and default of one argument of a rule."""
-    default = parameter.default
-    if name == "learning_rate":
-        return (_NUMBER_OR_SCHEDULE, ...)
-    if name == "mask" or name.endswith("_dtype"):  # a glob of the leaves that decay; a dtype's name
-        return (str | None, None)
-    if isinstance(default, bool):
-        return (bool, default)
+def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, Any]:
+    """The type and default of one argument of a rule, as a configuration has them."""
+    domain, default = domain_of(annotation), _default(parameter)
+    if domain in (FLOATING, LEAVES):  # a dtype's name; a glob
+        return (str | None, default)
+    if getattr(domain, "schedule", False):
+        return (_NUMBER_OR_SCHEDULE, default)
+    if domain is None:  # flags
+        return (annotation, default)
     return (Number | None if default is None else Number, default)
 
 
-def _rule_model(name: str) -> type[Group]:
+def _rule_model(make: Any) -> type[Group]:
     """The schema of a rule, read off its signature: a new rule needs no schema of its own."""
-    arguments = inspect.signature(RULES[name]).parameters
-    fields: dict[str, Any] = {key: _field(key, parameter) for key, parameter in arguments.items()}
-    literal: Any = Literal
-    tag = literal[name]
-    return create_model(name, __base__=Group, rule=(tag, ...), **fields)
+    hints = get_type_hints(make, include_extras=True)
+    arguments = inspect.signature(make).parameters
+    return _model("rule", make, {name: _field(p, hints[name]) for name, p in arguments.items()})
 
 
 class Frozen(Group):
@@ -91,17 +81,17 @@ class Frozen(Group):
     rule: Literal["freeze"]
 
 
-_ANY_RULE: Any = functools.reduce(operator.or_, [*map(_rule_model, RULES), Frozen])
+_ANY_RULE: Any = _any_of([*map(_rule_model, RULES.values()), Frozen])
 
 
-FormatName = Literal["float32", "bfloat16", "float8", "int8", "int4"]
+FormatName = _literal[tuple(FORMATS)]
 
 
 class Storage(Group):
     """Formats of the state's fields, for all parameters or by glob, and of parameters in bfloat16."""
 
     fields: dict[str, FormatName | dict[str, FormatName]] = Field(default_factory=dict)
-    params: Literal["rounded", "split"] | None = None
+    params: _literal[tuple(PARAMETER_FORMATS)] | None = None
 
 
 class Optimizer(Group):

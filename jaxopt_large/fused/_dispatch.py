@@ -1,12 +1,14 @@
 """Which way a pass runs: by the platform that is compiled for, and by where its arrays lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from .._compat import constrained
 from ..passes import loop as cpu
+from ..passes.loop import Hold
+from ..passes.pass_call import PassCall, Way, each
 from ..passes.passes import Pass
 from . import _kernel
 from ._meshes import Placed, where_of
@@ -16,7 +18,7 @@ _PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}  # as JAX names them -> as kernels ar
 FEWEST = 2**16  # elements; what is smaller is left to XLA, which launches many of them at once
 
 
-class Way(NamedTuple):
+class Chosen(NamedTuple):
     """How a pass runs.
 
     Attributes:
@@ -28,7 +30,7 @@ class Way(NamedTuple):
     why: str
 
 
-def way(pass_: Pass, platform: str, where: Placed | str | None) -> Way:
+def chosen(pass_: Pass, platform: str, where: Placed | str | None) -> Chosen:
     """How a pass runs on a platform: "cpu", "gpu" or "tpu".
 
     Args:
@@ -36,80 +38,65 @@ def way(pass_: Pass, platform: str, where: Placed | str | None) -> Way:
       platform: what is compiled for.
       where: how its arrays are divided, or why that is not known; None: they are whole, or one's own.
     """
-    if not pass_.has_blocks:
-        return Way("xla", "no block formats: XLA fuses it")
-    if pass_.size < FEWEST:
-        return Way("xla", f"{pass_.size} elements, under {FEWEST}: fused with its neighbors")
-    if isinstance(where, str):
-        return Way("xla", where)
+    reason = why_whole(pass_, where)
+    if reason is not None:
+        return Chosen("xla", reason)
     if platform == "cpu":
-        return (
-            Way("loop", "parts that stay in cache") if where is None else Way("xla", "a mesh of CPU devices")
-        )
-    reason = _kernel.why_not(pass_ if where is None else where.local(pass_), platform)
-    return Way("xla", reason) if reason else Way("kernel", "one tile after another, in place")
+        if where is None:
+            return Chosen("loop", "windows that stay in cache")
+        return Chosen("xla", "a mesh of CPU devices")
+    reason = _why_no_kernel(pass_, where, platform)
+    return Chosen("xla", reason) if reason else Chosen("kernel", "one tile after another, in place")
 
 
-def run(pass_: Pass, aliased: Sequence[int | None], kernels: str) -> Callable[..., Any]:
-    """(arrays, scalars, token) -> results, token, for leaves with equal passes: as `passes.loop` has it, but
-    token is None before the first loop.
-    """
+def why_whole(pass_: Pass, where: Placed | str | None) -> str | None:
+    """Why XLA runs a pass on every platform; None: it does not."""
+    if not pass_.has_blocks:
+        return "no block formats: XLA fuses it"
+    if pass_.size < FEWEST:
+        return f"{pass_.size} elements, under {FEWEST}: fused with its neighbors"
+    return where if isinstance(where, str) else None
+
+
+def _why_no_kernel(pass_: Pass, where: Placed | str | None, target: str) -> str | None:
+    return _kernel.why_not(where.local(pass_) if isinstance(where, Placed) else pass_, target)
+
+
+def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
+    """A pass on leaves with equal passes, with the ways that are asked for."""
     where = where_of(pass_, alone=kernels in _kernel.TARGETS) if pass_.has_blocks else None
+    whole = each(pass_.whole)
 
-    def each(one: Callable[..., list[Any]]) -> Callable[..., Any]:
-        """One leaf after another."""
-        one = jax.jit(one)  # traced once for all
-
-        def call(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
-            numbers = [[x[k] if x.ndim else x for x in scalars] for k in range(len(arrays))]
-            return [one(xs, own) for xs, own in zip(arrays, numbers, strict=True)], token
-
-        return call
-
-    def kernel(target: str) -> Callable[..., Any]:
+    def kernel(target: str) -> Way:
         def one(arrays: list[Any], scalars: list[Any]) -> list[Any]:
+            if _why_no_kernel(pass_, where, target):
+                return pass_.whole(arrays, scalars)
             if isinstance(where, Placed):
-                return _mapped(pass_, where, aliased, arrays, scalars, target)
-            return _kernel.kernel(pass_, aliased, arrays, scalars, target)
+                return _mapped(pass_, where, holds, arrays, scalars, target)
+            return _kernel.kernel(pass_, holds, arrays, scalars, target)
 
         return each(one)
 
-    whole = each(pass_.whole)
-
     def loop(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
-        return cpu.loop(pass_, aliased, arrays, scalars, token)
+        return cpu.loop(pass_, holds, arrays, scalars, token)
 
-    def leaf(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
-        if kernels in _kernel.TARGETS and pass_.has_blocks and not isinstance(where, str):
-            local = pass_ if where is None else where.local(pass_)
-            return (whole if _kernel.why_not(local, kernels) else kernel(kernels))(arrays, scalars, token)
-        if kernels != "auto":
-            return whole(arrays, scalars, token)
-        ways: dict[str, Any] = {
-            platform: kernel(target)
-            for platform, target in _PLATFORMS.items()
-            if way(pass_, target, where).name == "kernel"
-        }
-        if way(pass_, "cpu", where).name == "loop":
-            token = (
-                cpu.zero_of(arrays[0], [x[0] if x.ndim else x for x in scalars]) if token is None else token
-            )
-            ways["cpu"] = loop
-        if not ways:
-            return whole(arrays, scalars, token)
-        return jax.lax.platform_dependent(arrays, scalars, token, default=whole, **ways)
-
-    return leaf
+    if kernels in _kernel.TARGETS:
+        runs = pass_.has_blocks and not isinstance(where, str)
+        return PassCall(kernel(kernels) if runs else whole, {})
+    if kernels != "auto" or why_whole(pass_, where) is not None:
+        return PassCall(whole, {})
+    ways = {platform: kernel(target) for platform, target in _PLATFORMS.items()}
+    return PassCall(whole, ways | ({"cpu": loop} if where is None else {}))
 
 
 def _mapped(
-    pass_: Pass, where: Placed, aliased: Sequence[int | None], arrays: Any, scalars: Any, target: str
+    pass_: Pass, where: Placed, holds: Sequence[Hold], arrays: Any, scalars: Any, target: str
 ) -> list[Any]:
     """The kernel on each device's part."""
     local = where.local(pass_)
 
     def own(arrays: list[Any], scalars: list[Any]) -> list[Any]:
-        return _kernel.kernel(local, aliased, arrays, scalars, target, offsets=where.offsets(local.shape))
+        return _kernel.kernel(local, holds, arrays, scalars, target, offsets=where.offsets(local.shape))
 
     specs = [where.spec_of(pass_.kinds[v]) for v in pass_.inputs]
     out_specs = [where.spec_of(pass_.kinds[v]) for v in pass_.results.values()]

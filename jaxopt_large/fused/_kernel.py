@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 
 from .._encoded import BLOCK
 from ..passes.codecs import CodecCall
+from ..passes.loop import Hold
 from ..passes.passes import Order, Pass
 from . import _triton
 from ._blocks import blocks_of
@@ -44,6 +45,10 @@ class _Place:
         if order is None:
             return (rows, self.tile.columns)
         return (rows, blocks) if _flat(order) == (0, 1) else (blocks, rows)
+
+    def handed(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        del equation
+        return operands
 
     def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
         if not codec.writes:
@@ -88,7 +93,7 @@ def _traced(pass_: Pass, tile: Tile) -> Any:
         place = _Place(tile, tuple(starts), tuple(bases), length, length % tile.columns != 0)
         values = dict(zip((*pass_.inputs, *pass_.scalars), (*arrays, *scalars), strict=True))
         wanted = list(pass_.results.values())
-        return pass_.computed(values, wanted, functools.partial(pass_.on_part, place))
+        return pass_.computed(values, wanted, functools.partial(pass_.on_view, place))
 
     shape_of = _Place(tile, (), (), length, False).shape_of
     return jax.make_jaxpr(run)(
@@ -101,7 +106,7 @@ def _traced(pass_: Pass, tile: Tile) -> Any:
 
 def kernel(
     pass_: Pass,
-    aliased: Sequence[int | None],
+    holds: Sequence[Hold],
     arrays: Sequence[Any],
     scalars: Sequence[Any],
     target: str,
@@ -113,7 +118,7 @@ def kernel(
 
     Args:
       pass_: the equations.
-      aliased: for each result, the number of the input whose place it takes.
+      holds: for each result, the input whose place it takes.
       arrays: the inputs.
       scalars: what is computed before.
       target: "tpu", "gpu" or "interpret".
@@ -164,7 +169,7 @@ def kernel(
         in_specs=[*(_vector_spec(x, target) for x in vectors), *(edges.spec(v) for v in pass_.inputs)],
         out_specs=[edges.spec(v) for v in wanted],
         out_shape=[jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in wanted],
-        input_output_aliases={2 + n: k for k, n in enumerate(aliased) if n is not None},
+        input_output_aliases={2 + n: k for k, hold in enumerate(holds) for n in hold.inputs},
         interpret=interpret or target == "interpret",
         name="jaxopt_large_step",
         **_options(target),

@@ -17,13 +17,15 @@ _Rule = Callable[[Any, list[Any]], list[Any]]
 
 def run_lowerable(closed: Any, args: Sequence[Any]) -> list[Any]:
     """The results of a traced function, by equations that kernel compilers have."""
-    return interpreted(
-        closed, args, lambda eqn, operands: _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
-    )
+
+    def run(eqn: Any, operands: list[Any]) -> list[Any]:
+        return _RULES.get(eqn.primitive.name, _bind)(eqn, operands)
+
+    return interpreted(closed, args, run)
 
 
 def not_lowerable(closed: Any) -> list[str]:
-    """The primitives of a traced function that kernel compilers do not have, not even by what is made here."""
+    """The primitives of a traced function that kernel compilers do not have, not even by the rules here."""
     return sorted(name for name in primitives_of(closed) if not known(name).kernel)
 
 

@@ -12,7 +12,7 @@ from .._types import AnyRule, Params
 from ..passes.passes import Pass
 from ..placement.shardings import abstract_init
 from ._blocks import bytes_moved
-from ._dispatch import way
+from ._dispatch import chosen
 from ._meshes import Placed, where_of
 from ._step import Step, step_of
 
@@ -92,7 +92,7 @@ def explain_apply(
     state, _ = abstract_init(rule, params)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     step = Step.taken(step_of(rule, extra), (shapes, state, shapes))
-    owners = {} if step is None else {k: p for p in step.passes for k in p.results}
+    owners = {} if step is None else {k: p for p in step.split.passes for k in p.results}
     leaves = zip(leaf_paths(params), jax.tree.leaves(shapes), strict=True)
     return ApplyExplanation(
         _row(path, leaf, owners[i], platform, alone) if i in owners else _not_counted(path, leaf, step)
@@ -111,7 +111,7 @@ def _not_counted(path: str, leaf: Any, step: Step | None) -> LeafPass:
 def _row(path: str, leaf: Any, pass_: Pass, platform: str, alone: bool) -> LeafPass:
     shape = tuple(leaf.shape)
     where = where_of(pass_, alone=alone)
-    name, why = way(pass_, platform, where)
+    name, why = chosen(pass_, platform, where)
     if pass_.repeats:
         why += "; norms and the like of what it computes come before, and are not counted"
     if pass_.precomputed:

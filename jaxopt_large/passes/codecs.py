@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..tracing.calls import kept_call, meaning_of
+from ..tracing.calls import meaning_of, named_call
 
 
 class CodecCall(NamedTuple):
@@ -14,7 +14,8 @@ class CodecCall(NamedTuple):
         (parameter, value, key, starts) -> update, residual; "read": (parameter, residual) -> value.
       whole: the shape of the array that the random bits are for; () where there are none.
       order: of the scales' axes; () where there are none.
-      make: (order, whole, apart) -> the function, for parts too; `apart` as in `Format.encode`.
+      make: (order, whole, apart) -> the function, for parts too; `apart`: are its arrays in memory, and not
+        computed on the way?.
     """
 
     kind: str
@@ -59,7 +60,7 @@ def codec_call(function: Callable[..., Any], name: str, identity: Any, does: Cod
       identity: all that distinguishes it from others of that format.
       does: what a call of it does.
     """
-    return kept_call(function, f"{'encode' if does.writes else 'decode'}_{name}", identity, does)
+    return named_call(function, f"{'encode' if does.writes else 'decode'}_{name}", identity, does)
 
 
 def codec_of(equation: Any) -> CodecCall | None:

@@ -1,4 +1,4 @@
-"""Arrays as loops on CPU hold them: what is narrower than float32 as integers.
+"""Arrays as loops on CPU hold them: floats narrower than float32 as integers.
 
 XLA:CPU slices and updates a bfloat16 array by way of a float32 copy of all of it.
 """
@@ -9,26 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._encoded import is_encoded
-
 _INTEGERS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def to_words(x: Any) -> Any:
-    """An array, encoded or not, with integers for narrow floats."""
-    if x is None:
-        return None
-    if is_encoded(x):
-        return x._replace(codes=to_words(x.codes))
+def to_integers(x: Array) -> Array:
+    """An array, as integers where its floats are narrow."""
     return _bits(x) if is_narrow(x.dtype) else x
 
 
-def from_words(x: Any, like: Any) -> Any:
-    """The inverse; dtypes are those of `like`."""
-    if x is None:
-        return None
-    if is_encoded(x):
-        return x._replace(codes=from_words(x.codes, like.codes))
+def from_integers(x: Array, like: Any) -> Array:
+    """The inverse; the dtype is that of `like`."""
     return jax.lax.bitcast_convert_type(x, like.dtype) if is_narrow(like.dtype) else x
 
 

@@ -1,67 +1,56 @@
-"""A pass on CPU: a loop over parts that stay in cache, which writes in place.
+"""A pass on CPU: a loop over windows that stay in cache, which writes in place.
 
 XLA:CPU fuses no reduction with what it is used for: what a block's maximum is taken of, it computes anew
 for every use, or writes to memory. Each round here ends by computing what the next one encodes: as a value
-carried by the loop it is computed once; and as it is read after the last part is written, buffers stay.
+carried by the loop it is computed once; and as it is read after the last window is written, buffers stay.
 
-Leaves with the same equations run in one loop: compile time goes with the code, which is there once for all
-of them.
+Leaves with the same equations can run in one loop: compile time goes with the code, which is there once for
+all of them.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 
-from .._encoded import BLOCK, scale_shape
 from ..tracing.graph import variables
-from .codecs import CodecCall, codec_of
-from .integer_views import from_words, to_words
+from .codecs import codec_of
+from .integer_views import from_integers, pack, to_integers, unpack
 from .passes import Order, Pass
-from .regions import Region, regions
+from .windows import Region, WindowView, regions
 
-_MOST = 2**17  # elements of a part: with all that is made of them they stay in a CPU's cache
+_MOST = 2**17  # elements of a window: with all that is made of them they stay in a CPU's cache
+_FEWEST = 2**15  # below it, rounds cost more than they save
+_WINDOWS = 32  # of a leaf, where they may be so small: what is made of one is then a fraction of the leaf
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """A box of an array."""
+class Hold(NamedTuple):
+    """What the array of a result holds until it is written, so that it needs no memory besides.
 
-    starts: tuple[Any, ...]
-    shape: tuple[int, ...]
+    Attributes:
+      inputs: numbers of inputs of the pass: one that has the result's type; or two of 16 bits, for a result
+        of 32; or none.
+      copied: is the input needed after the loop? Then the copy is made when the loop starts: XLA would make
+        those of all leaves at once.
+    """
 
-    def shape_of(self, order: Order | None) -> tuple[int, ...]:
-        return self.shape if order is None else scale_shape(self.shape, order)
+    inputs: tuple[int, ...] = ()
+    copied: bool = False
 
-    def starts_of(self, order: Order | None) -> list[Any]:
-        """As unsigned numbers: others could be negative, and be counted from the end."""
-        where = self.starts
-        if order is not None:
-            blocks = jax.lax.div(where[-1], np.int32(BLOCK))
-            where = [(*where[:-1], blocks)[axis] for axis in order]
-        return [jnp.asarray(n, jnp.uint32) for n in where]
 
-    def taken(self, x: Any, order: Order | None) -> Any:
-        return jax.lax.dynamic_slice(x, self.starts_of(order), self.shape_of(order))
-
-    def put(self, x: Any, new: Any, order: Order | None) -> Any:
-        return jax.lax.dynamic_update_slice(x, new, self.starts_of(order))
-
-    def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
-        if not codec.writes:
-            return codec.read(operands, codec.order)
-        places = tuple(a + b for a, b in zip(operands[codec.arrays + 1 :], self.starts, strict=True))
-        return codec.write(operands, places, codec.order, codec.whole)
+def window_elements(shape: tuple[int, ...]) -> int:
+    """Elements at most of a window of an array."""
+    return min(_MOST, max(_FEWEST, math.prod(shape) // _WINDOWS))
 
 
 def loop(
     pass_: Pass,
-    aliased: Sequence[int | None],
+    holds: Sequence[Hold],
     arrays: Sequence[Sequence[Any]],
     scalars: Sequence[Any],
     token: Any,
@@ -70,7 +59,7 @@ def loop(
 
     Args:
       pass_: the equations.
-      aliased: for each result, the number of the input whose place it takes.
+      holds: for each result, what its array holds until it is written.
       arrays: for each leaf, the inputs.
       scalars: what is computed before: each a number for all leaves, or a vector of one for each.
       token: ordering token, a 0: the loop starts after it, so that loops need the memory of one.
@@ -79,36 +68,54 @@ def loop(
       For each leaf, the results; and the ordering token of what comes after.
     """
     work = _Work(pass_, list(pass_.results.values()), list(scalars))
-    places = {pass_.inputs[n]: k for k, n in enumerate(aliased) if n is not None}
     types = [pass_.types[v] for v in work.wanted]
+    at = {pass_.inputs[n]: (k, half) for k, hold in enumerate(holds) for half, n in enumerate(hold.inputs)}
+    halved = {k: tuple(pass_.types[pass_.inputs[n]].dtype for n in h.inputs) for k, h in enumerate(holds)}
 
-    def begun(x: Any) -> Any:
-        """An array as the loop holds it; a copy of it is not made before the loop may begin."""
-        words = to_words(x)
-        return words if words.dtype == x.dtype else jnp.where(token == 0, words, 0)
+    def read_only(x: Any) -> Any:
+        """An input as the loop reads it; a copy of it is not made before the loop may begin."""
+        held = to_integers(x)
+        return held if held.dtype == x.dtype else jnp.where(token == 0, held, 0)
 
     def held_of(xs: Sequence[Any]) -> list[Any]:
         return [
-            begun(jnp.zeros(t.shape, t.dtype) if n is None else xs[n])
-            for n, t in zip(aliased, types, strict=True)
+            _begun(hold, [xs[n] for n in hold.inputs], t, token) for hold, t in zip(holds, types, strict=True)
         ]
 
     given = [dict(zip(pass_.inputs, xs, strict=True)) for xs in arrays]
-    only_read = [{v: begun(xs[v]) for v in work.needed if v not in places} for xs in given]
+    elsewhere = [{v: read_only(xs[v]) for v in work.needed if v not in at} for xs in given]
 
     def sources(k: int, held: list[Any]) -> list[Any]:
         """Where a leaf's inputs are."""
-        return [held[places[v]] if v in places else only_read[k][v] for v in work.needed]
+        return [held[at[v][0]] if v in at else elsewhere[k][v] for v in work.needed]
+
+    def piece(v: Any, x: Any) -> Any:
+        """An input's window, of the window of the array that holds it."""
+        k, half = at.get(v, (None, 0))
+        if k is None or len(halved[k]) < 2:
+            return x
+        return to_integers(unpack(x, *halved[k])[half])
 
     held = [held_of(xs) for xs in arrays]
-    for region in regions(pass_.shape, _MOST):
-        held, token = _through(work, region, held, sources, token)
-    return [[from_words(x, t) for x, t in zip(xs, types, strict=True)] for xs in held], token
+    for region in regions(pass_.shape, window_elements(pass_.shape)):
+        held, token = _through(work, region, held, sources, piece, token)
+    return [[from_integers(x, t) for x, t in zip(xs, types, strict=True)] for xs in held], token
+
+
+def _begun(hold: Hold, inputs: list[Any], kind: Any, token: Any) -> Any:
+    """The array of a result as the loop begins with it."""
+    if not inputs:
+        return to_integers(jnp.full(kind.shape, token, kind.dtype))
+    if len(inputs) == 2:
+        return jnp.where(token == 0, pack(*inputs), 0)
+    (x,) = inputs
+    held = to_integers(x)
+    return held if held.dtype == x.dtype and not hold.copied else jnp.where(token == 0, held, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is done to a part of a leaf: `computed`, and, when that is in memory, `encoded`."""
+    """What is done to a window of a leaf: `computed`, and, when that is in memory, `encoded`."""
 
     pass_: Pass
     wanted: list[Any]
@@ -127,51 +134,57 @@ class _Work:
         index = functools.partial(jax.lax.dynamic_index_in_dim, index=leaf, keepdims=False)
         return [index(x) if x.ndim else x for x in self.scalars]
 
-    def computed(self, pieces: list[Any], numbers: list[Any], part: _Part) -> list[Any]:
-        """What the end of a part's way begins with."""
-        return self._made(self.needed, pieces, self.crossing, numbers, part)
+    def computed(self, pieces: list[Any], numbers: list[Any], view: WindowView) -> list[Any]:
+        """What the end of a window's way begins with."""
+        return self._made(self.needed, pieces, self.crossing, numbers, view)
 
-    def encoded(self, made: list[Any], numbers: list[Any], part: _Part) -> list[Any]:
+    def encoded(self, made: list[Any], numbers: list[Any], view: WindowView) -> list[Any]:
         """What is written."""
-        return self._made(self.crossing, made, self.wanted, numbers, part)
+        return self._made(self.crossing, made, self.wanted, numbers, view)
 
     def _made(
-        self, given: list[Any], pieces: list[Any], wanted: list[Any], numbers: list[Any], part: _Part
+        self, given: list[Any], pieces: list[Any], wanted: list[Any], numbers: list[Any], view: WindowView
     ) -> list[Any]:
         values = dict(zip(self.pass_.scalars, numbers, strict=True))
-        values |= {v: from_words(x, self.pass_.types[v]) for v, x in zip(given, pieces, strict=True)}
-        made = self.pass_.computed(values, wanted, functools.partial(self.pass_.on_part, part))
-        return [to_words(x) for x in made]
+        values |= {v: from_integers(x, self.pass_.types[v]) for v, x in zip(given, pieces, strict=True)}
+        made = self.pass_.computed(values, wanted, functools.partial(self.pass_.on_view, view))
+        return [to_integers(x) for x in made]
 
     def orders(self, variables: list[Any]) -> list[Order | None]:
         return [self.pass_.kinds[v] for v in variables]
 
 
 def _through(
-    work: _Work, region: Region, held: list[list[Any]], sources: Callable[..., list[Any]], token: Any
+    work: _Work,
+    region: Region,
+    held: list[list[Any]],
+    sources: Callable[..., list[Any]],
+    piece: Callable[[Any, Any], Any],
+    token: Any,
 ) -> tuple[list[list[Any]], Any]:
-    """All parts of a region, of one leaf after another; `token` is a 0, and so is the second result.
+    """All windows of a region, of one leaf after another.
 
     What is encoded is there once, whichever leaf it is for: compilers need time for every copy.
     """
     count, rounds = len(held), jnp.int32(region.rounds)
     last = count * rounds - 1
 
-    def place(n: Any) -> tuple[Any, _Part]:
-        """The leaf that a round is for, and the part of it."""
+    def place(n: Any) -> tuple[Any, WindowView]:
+        """The leaf that a round is for, and the window of it."""
         leaf, n = (jnp.zeros_like(n), n) if count == 1 else (jax.lax.div(n, rounds), jax.lax.rem(n, rounds))
-        return leaf, _Part(region.starts(n), region.shape)
+        return leaf, WindowView(region.starts(n), region.shape)
 
     @jax.jit  # traced once for all leaves
     def computed(arrays: list[Any], starts: tuple[Any, ...], numbers: list[Any]) -> list[Any]:
-        part, orders = _Part(starts, region.shape), work.orders(work.needed)
-        pieces = [part.taken(x, order) for x, order in zip(arrays, orders, strict=True)]
-        return work.computed(pieces, numbers, part)
+        view, orders = WindowView(starts, region.shape), work.orders(work.needed)
+        pieces = [view.taken(x, order) for x, order in zip(arrays, orders, strict=True)]
+        pieces = [piece(v, x) for v, x in zip(work.needed, pieces, strict=True)]
+        return work.computed(pieces, numbers, view)
 
     @jax.jit
     def put(arrays: list[Any], starts: tuple[Any, ...], new: list[Any]) -> list[Any]:
-        part, orders = _Part(starts, region.shape), work.orders(work.wanted)
-        return [part.put(x, y, order) for x, y, order in zip(arrays, new, orders, strict=True)]
+        view, orders = WindowView(starts, region.shape), work.orders(work.wanted)
+        return [view.put(x, y, order) for x, y, order in zip(arrays, new, orders, strict=True)]
 
     @jax.jit
     def put_if(arrays: list[Any], ahead: Any, starts: tuple[Any, ...], new: list[Any]) -> Any:
@@ -184,19 +197,19 @@ def _through(
         return jax.lax.cond(ahead == 0, now, lambda: (arrays, ahead - 1))
 
     def computed_at(held: list[list[Any]], n: Any) -> list[Any]:
-        leaf, part = place(n)
-        branch = functools.partial(computed, starts=part.starts, numbers=work.numbers(leaf))
+        leaf, view = place(n)
+        branch = functools.partial(computed, starts=view.starts, numbers=work.numbers(leaf))
         return jax.lax.switch(leaf, [functools.partial(branch, sources(k, xs)) for k, xs in enumerate(held)])
 
     def written(held: list[list[Any]], n: Any, made: list[Any]) -> list[list[Any]]:
-        leaf, part = place(jnp.maximum(n, 0))
-        new = work.encoded(made, work.numbers(leaf), part)
+        leaf, view = place(jnp.maximum(n, 0))
+        new = work.encoded(made, work.numbers(leaf), view)
         if count == 1:
-            return [put(held[0], part.starts, new)]
+            return [put(held[0], view.starts, new)]
         after: list[list[Any]] = []
         ahead = jnp.where(n < 0, -1, leaf)
         for xs in held:
-            own, ahead = put_if(xs, ahead, part.starts, new)
+            own, ahead = put_if(xs, ahead, view.starts, new)
             after.append(own)
         return after
 
@@ -206,18 +219,18 @@ def _through(
         return held, computed_at(held, jnp.minimum(n + 1, last)), n + 1
 
     if count == 1:
-        leaf, part = place(token)
-        made, first = computed(sources(0, held[0]), part.starts, work.numbers(leaf)), token
+        leaf, view = place(token)
+        made, first = computed(sources(0, held[0]), view.starts, work.numbers(leaf)), token
     else:  # a round that writes to none of them, in the place of one more copy of `computed`
-        size, types = _Part((), region.shape), work.pass_.types
-        empty = [jnp.zeros(size.shape_of(work.pass_.kinds[v]), types[v].dtype) for v in work.crossing]
-        made, first = [to_words(x) for x in empty], token - 1
+        nothing, types = WindowView((), region.shape), work.pass_.types
+        empty = [jnp.zeros(nothing.shape_of(work.pass_.kinds[v]), types[v].dtype) for v in work.crossing]
+        made, first = [to_integers(x) for x in empty], token - 1
     held, _, n = jax.lax.while_loop(lambda carry: carry[2] <= last, one, (held, made, first))
-    return held, n // (last + 2)
+    return held, n // (last + 2)  # 0, and known when the loop is over
 
 
-def zero_of(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
-    """A 0 that compilers do not see, made of a number that a step has: loops of one round stay loops."""
+def first_token(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
+    """A token made of a number that a step has: a 0 that compilers do not see, so that loops stay loops."""
     x = scalars[0] if scalars else arrays[0][(0,) * arrays[0].ndim]
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
@@ -225,20 +238,20 @@ def zero_of(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
 
 
 @custom_vmap
-def opaque_zero(step: Any) -> Any:
-    """A 0 that compilers do not see: loops of one round stay, and loops after it wait."""
-    return jnp.minimum(step, 0)
+def opaque_zero(number: Any) -> Any:
+    """A 0 that compilers do not see, of a number that is not negative."""
+    return jnp.minimum(number, 0)
 
 
 @opaque_zero.def_vmap
-def _(size: int, is_batched: Any, steps: Any) -> Any:
+def _(size: int, is_batched: Any, numbers: Any) -> Any:
     """One for the whole batch: with one each, loops would select every array they carry."""
     del size, is_batched
-    return opaque_zero(jnp.min(steps)), False
+    return opaque_zero(jnp.min(numbers)), False
 
 
 def _crossing(pass_: Pass, wanted: Sequence[Any]) -> list[Any]:
-    """What the end of a part's way begins with: operands of codecs with blocks, and results made before."""
+    """What the end of a window's way begins with: operands of codecs with blocks, and results made before."""
     late: set[Any] = set()
     for eqn in pass_.equations:
         codec = codec_of(eqn.of)

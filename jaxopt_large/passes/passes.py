@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from .._compat import bind
 from ..tracing.graph import Constant, Equation, Variable, variables
 from ..tracing.primitives import known
-from .codecs import codec_of
+from .codecs import CodecCall, codec_of
 
 Order = tuple[int, ...]  # of scales' axes, as in `Encoded`
 
@@ -113,25 +113,41 @@ class Pass:
         values = dict(zip((*self.inputs, *self.scalars), (*arrays, *scalars), strict=True))
         return self.computed(values, list(self.results.values()), lambda eqn, xs: bind(eqn.of, xs))
 
-    def on_part(self, part: Any, eqn: Equation, operands: list[Any]) -> Sequence[Any]:
+    def on_view(self, view: "View", eqn: Equation, operands: list[Any]) -> Sequence[Any]:
         """An equation on a part of its arrays.
 
         Args:
-          part: which; it calls codecs, and knows the shape of its arrays and scales.
+          view: which part, and how codecs work on it.
           eqn: one of the equations.
           operands: parts, and scalars.
         """
         codec = codec_of(eqn.of)
         if codec is not None:
-            return part.call(codec, operands)
+            return view.call(codec, operands)
         name = eqn.of.primitive.name
         if name == "broadcast_in_dim":
-            return [jnp.broadcast_to(operands[0], part.shape_of(self.kinds[eqn.outputs[0]]))]
+            return [jnp.broadcast_to(operands[0], view.shape_of(self.kinds[eqn.outputs[0]]))]
         if name == "convert_element_type":  # its parameters name a mesh
             return [jax.lax.convert_element_type(operands[0], eqn.of.params["new_dtype"])]
         if known(eqn.of).handed:
-            return operands
+            return view.handed(eqn.of, operands)
         return bind(eqn.of, operands, elsewhere=True)
+
+
+class View(Protocol):
+    """Which part of its arrays a pass is run on."""
+
+    def shape_of(self, order: Order | None) -> tuple[int, ...]:
+        """The shape of the part of an array, or of scales in an order."""
+        ...
+
+    def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
+        """What a codec makes of parts."""
+        ...
+
+    def handed(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        """What an equation that hands its operands on makes of parts."""
+        ...
 
 
 def _params_key(equation: Any) -> Any:

@@ -6,14 +6,14 @@ What else they need (norms, counters, schedules, matrix products) is computed be
 
 import dataclasses
 import itertools
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._encoded import is_encoded, scale_shape
-from ..tracing.calls import meaning_of
+from ..tracing.calls import Opaque, meaning_of
 from ..tracing.graph import Constant, Equation, Graph, Variable, variables
 from ..tracing.primitives import known
 from .codecs import CodecCall, codec_of
@@ -259,7 +259,9 @@ class _Nearest:
         return {v for v in seen if v in self._made_in}
 
 
-def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tuple[int, ...], Order | None]]:
+def results_of(
+    params: Sequence[Any], state: Any, first: int
+) -> dict[int, tuple[tuple[int, ...], Order | None]]:
     """Results of a step to look at: new parameters, numbered from 0, and a new state, from `first`."""
     found: dict[int, tuple[tuple[int, ...], Order | None]] = {
         i: (tuple(jnp.shape(p)), None) for i, p in enumerate(params)
@@ -275,5 +277,6 @@ def results_of(params: list[Any], state: Any, first: int) -> dict[int, tuple[tup
 
 
 def keep(equation: Any) -> bool:
-    """Does a call stay: of a function that says what it is, or of one with a derivative of its own?"""
-    return meaning_of(equation) is not None or equation.primitive.name.startswith("custom_")
+    """Does a call stay: of a codec, of what nobody takes apart, or of what has a derivative of its own?"""
+    is_whole = isinstance(meaning_of(equation), CodecCall | Opaque)
+    return is_whole or equation.primitive.name.startswith("custom_")

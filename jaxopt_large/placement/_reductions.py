@@ -14,7 +14,9 @@ import jax
 from .._compat import like_varying
 from .._errors import message
 from .._types import Params, Rule, State, Updates
+from ..leafwise import LeafStep
 from ..passes.codecs import codec_of
+from ..tracing.calls import meaning_of
 from ..tracing.primitives import known
 from ..tracing.propagate import has_inside, propagated
 from ..tracing.same_work import difference_in_work
@@ -143,6 +145,11 @@ class _Shares:
         most = max(operands, default=_UNIFORM, key=lambda v: v.kind)
         if codec_of(equation):
             return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
+        told = meaning_of(equation)
+        if isinstance(told, LeafStep):  # the rule says what it needs: there is nothing to find out
+            if told.needs == "leaf" and most.kind is _Kind.SHARE:
+                return [self._partial("works on whole leaves", equation, around)] * count
+            return [most] * count
         if has_inside(equation):
             return None
         if name == "iota" and equation.outvars[0].aval.size > 1:

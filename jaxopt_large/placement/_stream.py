@@ -7,10 +7,13 @@ import jax.numpy as jnp
 
 from .._compat import explicit_sharding, to_device, to_host
 from .._gradients import in_order
-from .._parts import ByParts, NotByPartsError
 from .._states import explained
 from .._types import Params, Rule, State, Updates
-from ..tracing.graph import Graph
+from ..passes.engine import SplitUpdate
+from ..passes.layers import has_layers, layer_by_layer
+from ..passes.passes import Pass
+from ..passes.split import keep
+from ..tracing.update import traced_update
 from ._offload_state import OffloadPlan, OffloadState
 
 
@@ -49,8 +52,7 @@ class _Stream:
         missing = {i for i, g in enumerate(self.gradients) if g is None}
         nothing = jnp.zeros(0)  # in the place of a gradient or an update that is not there
         self.gradients = [nothing if g is None else g for g in self.gradients]
-        self.stored, self.state_treedef = jax.tree.flatten(inner)
-        self.values = jax.tree.leaves(params)
+        self.state, self.state_treedef = jax.tree.flatten(inner)
         self.count = len(self.gradients)
         self._owned: dict[int | None, list[int]] = {}
         for j, owner in enumerate(hosted.owners):
@@ -67,31 +69,28 @@ class _Stream:
 
         # shapes and dtypes as they are on the device
         on_device = jax.eval_shape(
-            lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.stored
+            lambda xs: self.state_treedef.unflatten([to_device(x) for x in xs]), self.state
         )
-        self.graph = Graph(jax.make_jaxpr(update)(self.gradients, on_device, params))
-        for k, x in enumerate([*self.gradients, *self.stored, *self.values]):
+        traced = traced_update(update, self.gradients, on_device, params, keep=keep)
+        self.graph = traced.graph
+        self.inputs = [*self.gradients, *self.state, *jax.tree.leaves(params)]
+        for k, x in enumerate(self.inputs):
             if not self._on_host(k):
                 self.graph.give(k, x)
+        changes = [self.graph.type_of(i) for i in range(self.count)]
+        self.split = SplitUpdate(traced, changes, on_device, 0, copied=False)
 
     def run(self) -> tuple[Updates, State]:
-        changes: list[Any] = [None] * self.count
-        new: list[Any] = [None] * len(self.stored)
+        results: dict[int, Any] = {}
         token: list[Any] = []
         for i in [*range(self.count), None]:  # parameter by parameter, then what belongs to none
-            results = self._results(i)
-            layered = self._layered(i, results)
-            if i is None or layered is None:
-                outs = self._whole(results, token)
-            else:
-                outs = self._by_layers(layered, results, i)
-            for k, x in zip(results, outs, strict=True):
-                if k < self.count:
-                    changes[k] = x
-                else:
-                    new[k - self.count] = x
-            token = [new[k - self.count] for k in results if self._on_host(k)] or token
-        changes = [None if i in self.without else u for i, u in enumerate(changes)]
+            mine = self._results(i)
+            layered = self._layered(i, mine)
+            results |= self._by_layers(layered) if layered else {}
+            results |= self._whole([k for k in mine if k not in results], token)
+            token = [results[k] for k in mine if self._on_host(k)] or token
+        changes = [None if i in self.without else results[i] for i in range(self.count)]
+        new = [results[self.count + j] for j in range(len(self.state))]
         return self.treedef.unflatten(changes), self.state_treedef.unflatten(new)
 
     def way(self, i: int) -> str:
@@ -119,67 +118,41 @@ class _Stream:
         return [k for k in inputs if self._on_host(k)]
 
     def _on_host(self, k: int) -> bool:
-        return self.count <= k < self.count + len(self.stored) and self.hosted.on_host[k - self.count]
+        return self.count <= k < self.count + len(self.state) and self.hosted.on_host[k - self.count]
 
-    def _whole(self, results: list[int], token: list[Any]) -> list[Any]:
+    def _whole(self, results: list[int], token: list[Any]) -> dict[int, Any]:
         for k in self._needs(results):
             if not self.graph.has(k):
-                self.graph.give(k, to_device(_after(self.stored[k - self.count], token)))
+                self.graph.give(k, to_device(_after(self.inputs[k], token)))
         outs = self.graph.results(results)
-        return [to_host(x) if self._on_host(k) else x for k, x in zip(results, outs, strict=True)]
+        return {k: to_host(x) if self._on_host(k) else x for k, x in zip(results, outs, strict=True)}
 
     # --- layer by layer -------------------------------------------------------------------------------
 
-    def _layered(self, i: int | None, results: list[int]) -> ByParts | None:
-        """The update of parameter `i` as a function of one layer, where it is to be and can be."""
+    def _layered(self, i: int | None, results: list[int]) -> Pass | None:
+        """The pass that makes all of parameter `i` that is an array, where it is to be and can be layered."""
         if i is None or not self.hosted.layers[i]:
             return None
         if explicit_sharding(self.gradients[i]) is not None:  # slices along a loop's index have no rule
             return None
-        shape = self.gradients[i].shape
-        if 0 in shape:
+        pass_ = next((p for p in self.split.alone if i in p.results), None)
+        arrays = {k for k in results if self.graph.type_of(k).shape}
+        if pass_ is None or arrays != set(pass_.results) or not has_layers(pass_):
             return None
-        arrays = [k for k in results if k == i or self.stored[k - self.count].shape == shape]
-        if self.values:
-            arrays.append(self.count + len(self.stored) + i)
-        try:
-            layered = ByParts(self.graph, arrays, results) if shape else None
-        except NotByPartsError:
-            return None
-        return layered if layered and all(self.graph.has(k) for k in layered.needs) else None
+        before = self.graph.inputs_of([*pass_.scalars, *pass_.precomputed])
+        return pass_ if all(self.graph.has(k) for k in before) else None
 
-    def _by_layers(self, layered: ByParts, results: list[int], i: int) -> list[Any]:
-        layered.prepare()
-        arrays = {k: self.stored[k - self.count] for k in results if k >= self.count} | {i: self.gradients[i]}
-        arrays = {k: x for k, x in arrays.items() if x.shape == self.gradients[i].shape}
-        # each layer's results take the place of what they were made from, where dtypes allow
-        buffers = {k: x for k, x in arrays.items() if self.graph.type_of(k).dtype == x.dtype}
-        read_only = {k: x for k, x in arrays.items() if k not in buffers}
-        if self.values:
-            read_only[self.count + len(self.stored) + i] = self.values[i]
-        made_fresh = {k: self._empty(k) for k in results if k not in buffers}
-
-        def one(index: Any, carry: tuple[dict[int, Any], dict[int, Any]]) -> Any:
-            buffers, fresh = carry
-            parts = {k: jax.lax.dynamic_slice_in_dim(x, index, 1) for k, x in (buffers | read_only).items()}
-            parts = {k: to_device(x) if self._on_host(k) else x for k, x in parts.items()}
-            # apart from the loop's own work, a layer is rounded as the whole is
-            starts = (index, *(0,) * (self.gradients[i].ndim - 1))
-            outs = jax.lax.optimization_barrier(layered.at(starts, jax.lax.optimization_barrier(parts)))
-            outs = {k: to_host(x) if self._on_host(k) else x for k, x in outs.items()}
-
-            def written(k: int, x: Any) -> Any:
-                return jax.lax.dynamic_update_slice_in_dim(x, outs[k], index, 0) if x.ndim else outs[k]
-
-            return tuple({k: written(k, x) for k, x in part.items()} for part in (buffers, fresh))
-
-        rounds = self.gradients[i].shape[0]
-        buffers, fresh = jax.lax.fori_loop(0, rounds, one, (buffers, made_fresh))
-        return [(buffers | fresh)[k] for k in results]
-
-    def _empty(self, k: int) -> Any:
-        kind = self.graph.type_of(k)
-        return jnp.zeros(kind.shape, kind.dtype)
+    def _by_layers(self, pass_: Pass) -> dict[int, Any]:
+        numbers = {v: k for k, v in enumerate(self.graph.inputs)}
+        arrays = [
+            self.graph.computed([v])[0] if v in pass_.precomputed else self.inputs[numbers[v]]
+            for v in pass_.inputs
+        ]
+        on_host = {n for n, v in enumerate(pass_.inputs) if v in numbers and self._on_host(numbers[v])}
+        to_go = {n for n, k in enumerate(pass_.results) if self._on_host(k)}
+        scalars = self.graph.computed(pass_.scalars)
+        made = layer_by_layer(pass_, self.split.holds(pass_), arrays, scalars, on_host, to_go)
+        return dict(zip(pass_.results, made, strict=True))
 
 
 def _after(x: Any, token: list[Any]) -> Any:

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._initial import constant
-from .._leafwise import Fields, Scalars, Stage, lift
+from .._hyperparameters import NonNegative, Rate, checked
 from .._numerics import abs_square, bounded, divide, plus
-from .._types import Rule, Scalar, ScalarOrSchedule, Updates
-from ._stages import learning_rate_stage
+from .._types import Rule, Updates
+from ..leafwise import Stage, constant, joined, lift
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+
+__all__ = ["adagrad", "scale_by_adagrad"]
 
 _TERMS = 2**20  # largest squares that the sum holds before it saturates
 
@@ -21,7 +23,8 @@ class ScaleByAdagradState(NamedTuple):
     sum_of_squares: Updates  # of all gradients so far, float32, shapes of the parameters
 
 
-def scale_by_adagrad(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) -> Rule:
+@checked
+def scale_by_adagrad(initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7) -> Rule:
     r"""The direction of Adagrad.
 
     $$s_t = s_{t-1} + g_t^2, \qquad u_t = g_t / \sqrt{s_t + \epsilon}$$
@@ -35,13 +38,22 @@ def scale_by_adagrad(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
 
     Source: Duchi, Hazan and Singer 2011, JMLR 12, figure 1 (diagonal).
     """
-    who = "scale_by_adagrad"
-    check_hyperparameters(who, **_ranges(initial_accumulator_value, eps))
-    return lift(who, _stage(initial_accumulator_value, eps), chained=False)
+
+    def step(shared: Any, g: Array, p: Any, kept: ScaleByAdagradState) -> tuple[Array, Any]:
+        del shared, p
+        g = bounded(g, _TERMS)
+        total = kept.sum_of_squares + abs_square(g)
+        total = jnp.minimum(total, jnp.finfo(total.dtype).max)  # a sum that overflowed stays usable
+        update = divide(g, jnp.sqrt(plus(total, eps)))
+        return jnp.where(total == 0, jnp.zeros((), g.dtype), update), ScaleByAdagradState(total)
+
+    state = ScaleByAdagradState(constant(initial_accumulator_value, real=True))
+    return lift("scale_by_adagrad", Stage(step, state), chained=False)
 
 
+@rule
 def adagrad(
-    learning_rate: ScalarOrSchedule, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
+    learning_rate: Rate, initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7
 ) -> Rule:
     r"""Adagrad, for sparse and ill-scaled gradients.
 
@@ -68,24 +80,5 @@ def adagrad(
     >>> float(updates), float(state[0].sum_of_squares)
     (-1.0, 9.0)
     """
-    check_hyperparameters(
-        "adagrad", learning_rate=(learning_rate, RATE), **_ranges(initial_accumulator_value, eps)
-    )
-    stage = _stage(initial_accumulator_value, eps)
-    return lift("adagrad", stage, learning_rate_stage(learning_rate))
-
-
-def _ranges(initial: Scalar, eps: Scalar) -> dict[str, tuple[Scalar, Range]]:
-    return {"initial_accumulator_value": (initial, NON_NEGATIVE), "eps": (eps, NON_NEGATIVE)}
-
-
-def _stage(initial: Scalar, eps: Scalar) -> Stage:
-    def step(scalars: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
-        del scalars, p
-        g = bounded(g, _TERMS)
-        total = fields["sum_of_squares"] + abs_square(g)
-        total = jnp.minimum(total, jnp.finfo(total.dtype).max)  # a sum that overflowed stays usable
-        update = divide(g, jnp.sqrt(plus(total, eps)))
-        return jnp.where(total == 0, jnp.zeros((), g.dtype), update), {"sum_of_squares": total}
-
-    return Stage(step, ScaleByAdagradState, {"sum_of_squares": constant(initial, real=True)})
+    direction = scale_by_adagrad(initial_accumulator_value, eps)
+    return joined("adagrad", direction, scale_by_learning_rate(learning_rate))

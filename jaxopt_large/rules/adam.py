@@ -5,9 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._initial import check_state_dtype, zeros
-from .._leafwise import Fields, Scalars, Stage, lift
+from .._hyperparameters import Decay, Mask, NonNegative, Rate, StateDtype, checked
 from .._numerics import (
     abs_square,
     as_decay,
@@ -21,8 +19,13 @@ from .._numerics import (
     plus,
     times,
 )
-from .._types import Rule, Scalar, ScalarOrSchedule, Updates
-from ._stages import learning_rate_stage, weight_decay_stage
+from .._types import Rule, Updates
+from ..leafwise import Stage, count, joined, lift, zeros
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+from .weight_decay import add_decayed_weights
+
+__all__ = ["adam", "adamw", "scale_by_adam", "scale_by_adamw"]
 
 
 class ScaleByAdamState(NamedTuple):
@@ -33,12 +36,21 @@ class ScaleByAdamState(NamedTuple):
     nu: Updates  # mean squared gradient, float32, shapes of the parameters
 
 
+class _Corrections(NamedTuple):
+    """Of the biases of the means."""
+
+    mu: Array
+    nu: Array
+    next_mu: Any  # of the step after, with Nesterov momentum
+
+
+@checked
 def scale_by_adam(
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: Any = None,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: StateDtype = None,
     *,
     nesterov: bool = False,
 ) -> Rule:
@@ -47,19 +59,40 @@ def scale_by_adam(
     Raises:
       ValueError: b1 or b2 is outside [0, 1), another value negative, or the dtype not floating.
     """
-    who = "scale_by_adam"
-    check_hyperparameters(who, **_ranges(b1, b2, eps, eps_root))
-    return lift(who, _stage(who, b1, b2, eps, eps_root, mu_dtype, nesterov), chained=False)
+    d1, d2 = as_decay(b1), as_decay(b2)
+
+    def corrections(kept: ScaleByAdamState) -> _Corrections:
+        n = kept.count + 1
+        return _Corrections(
+            bias_correction(d1, n), bias_correction(d2, n), bias_correction(d1, n + 1) if nesterov else None
+        )
+
+    def step(shared: _Corrections, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
+        del p
+        g = bounded(g)
+        mu = ema(kept.mu, g, d1)
+        nu = ema(kept.nu, abs_square(g), d2)
+        if nesterov:
+            d = like(d1, g)
+            mu_hat = over(times(d, mu), shared.next_mu) + over(times(complement(d), g), shared.mu)
+        else:
+            mu_hat = over(mu, shared.mu)
+        root = jnp.sqrt(plus(nu / shared.nu, eps_root))
+        return divide(mu_hat, plus(root, eps), eps), kept._replace(mu=mu, nu=nu)
+
+    state = ScaleByAdamState(count=count(), mu=zeros(mu_dtype), nu=zeros(real=True))
+    return lift("scale_by_adam", Stage(step, state, corrections), chained=False)
 
 
+@checked
 def scale_by_adamw(
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: ScalarOrSchedule = 1e-4,
-    mask: Any = None,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: StateDtype = None,
+    weight_decay: Rate = 1e-4,
+    mask: Mask = None,
     *,
     nesterov: bool = False,
 ) -> Rule:
@@ -68,19 +101,18 @@ def scale_by_adamw(
     Raises:
       ValueError: b1 or b2 is outside [0, 1), another value negative, or the dtype not floating.
     """
-    who = "scale_by_adamw"
-    check_hyperparameters(who, weight_decay=(weight_decay, RATE), **_ranges(b1, b2, eps, eps_root))
-    direction = _stage(who, b1, b2, eps, eps_root, mu_dtype, nesterov)
-    return lift(who, direction, weight_decay_stage(weight_decay, mask))
+    direction = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    return joined("scale_by_adamw", direction, add_decayed_weights(weight_decay, mask))
 
 
+@rule
 def adam(
-    learning_rate: ScalarOrSchedule,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: Any = None,
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: StateDtype = None,
     *,
     nesterov: bool = False,
 ) -> Rule:
@@ -116,20 +148,20 @@ def adam(
     >>> round(float(updates), 6)  # the first step has the size of the learning rate
     -0.5
     """
-    check_hyperparameters("adam", learning_rate=(learning_rate, RATE), **_ranges(b1, b2, eps, eps_root))
-    direction = _stage("adam", b1, b2, eps, eps_root, mu_dtype, nesterov)
-    return lift("adam", direction, learning_rate_stage(learning_rate))
+    direction = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    return joined("adam", direction, scale_by_learning_rate(learning_rate))
 
 
+@rule
 def adamw(
-    learning_rate: ScalarOrSchedule,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: ScalarOrSchedule = 1e-4,
-    mask: Any = None,
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: StateDtype = None,
+    weight_decay: Rate = 1e-4,
+    mask: Mask = None,
     *,
     nesterov: bool = False,
 ) -> Rule:
@@ -168,51 +200,5 @@ def adamw(
     >>> round(float(updates), 6)  # no gradient: decay only
     -0.1
     """
-    who = "adamw"
-    check_hyperparameters(
-        who,
-        learning_rate=(learning_rate, RATE),
-        weight_decay=(weight_decay, RATE),
-        **_ranges(b1, b2, eps, eps_root),
-    )
-    direction = _stage(who, b1, b2, eps, eps_root, mu_dtype, nesterov)
-    decay = weight_decay_stage(weight_decay, mask)
-    return lift(who, direction, decay, learning_rate_stage(learning_rate))
-
-
-def _ranges(b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar) -> dict[str, tuple[Scalar, Range]]:
-    return {
-        "b1": (b1, DECAY),
-        "b2": (b2, DECAY),
-        "eps": (eps, NON_NEGATIVE),
-        "eps_root": (eps_root, NON_NEGATIVE),
-    }
-
-
-def _stage(
-    who: str, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar, mu_dtype: Any, nesterov: bool
-) -> Stage:
-    check_state_dtype(who, "mu_dtype", mu_dtype)
-    b1, b2 = as_decay(b1), as_decay(b2)
-
-    def scalars(count: Array) -> Scalars:
-        return {
-            "c1": bias_correction(b1, count + 1),
-            "c2": bias_correction(b2, count + 1),
-            **({"c1_next": bias_correction(b1, count + 2)} if nesterov else {}),
-        }
-
-    def step(shared: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
-        del p
-        g = bounded(g)
-        mu = ema(fields["mu"], g, b1)
-        nu = ema(fields["nu"], abs_square(g), b2)
-        if nesterov:
-            d = like(b1, g)
-            mu_hat = over(times(d, mu), shared["c1_next"]) + over(times(complement(d), g), shared["c1"])
-        else:
-            mu_hat = over(mu, shared["c1"])
-        root = jnp.sqrt(plus(nu / shared["c2"], eps_root))
-        return divide(mu_hat, plus(root, eps), eps), {"mu": mu, "nu": nu}
-
-    return Stage(step, ScaleByAdamState, {"mu": zeros(mu_dtype), "nu": zeros(real=True)}, scalars=scalars)
+    direction = scale_by_adamw(b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov)
+    return joined("adamw", direction, scale_by_learning_rate(learning_rate))

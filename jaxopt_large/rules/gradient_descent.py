@@ -1,9 +1,12 @@
 """Gradient descent: minus the learning rate times the gradient (Cauchy 1847)."""
 
-from .._errors import RATE, check_hyperparameters
-from .._leafwise import lift
-from .._types import Rule, ScalarOrSchedule
-from ._stages import direction_stage, learning_rate_stage
+from .._hyperparameters import Rate
+from .._types import Rule
+from ..leafwise import Stage, joined, lift
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+
+__all__ = ["gradient_descent", "scale_by_gradient_descent"]
 
 
 def scale_by_gradient_descent() -> Rule:
@@ -14,10 +17,11 @@ def scale_by_gradient_descent() -> Rule:
     >>> float(updates)
     2.0
     """
-    return lift("scale_by_gradient_descent", direction_stage(), chained=False)
+    return lift("scale_by_gradient_descent", Stage(lambda shared, g, p, kept: (g, kept)), chained=False)
 
 
-def gradient_descent(learning_rate: ScalarOrSchedule) -> Rule:
+@rule
+def gradient_descent(learning_rate: Rate) -> Rule:
     r"""Gradient descent: $\theta_{t+1} = \theta_t - \eta_t g_t$.
 
     Of the whole data set's gradient this is the classic method, of a minibatch's it is SGD without
@@ -33,12 +37,12 @@ def gradient_descent(learning_rate: ScalarOrSchedule) -> Rule:
       ValueError: the rate is negative or not finite.
       TypeError: the rate is not a number, array or schedule.
 
+    Source: Cauchy 1847, "Méthode générale pour la résolution des systèmes d'équations simultanées".
+
     >>> params = {"w": jnp.array([1.0, 2.0])}
     >>> rule = jl.gradient_descent(0.5)
     >>> updates, state = rule.update(params, rule.init(params))
     >>> optax.apply_updates(params, updates)["w"].tolist()
     [0.5, 1.0]
     """
-    who = "gradient_descent"
-    check_hyperparameters(who, learning_rate=(learning_rate, RATE))
-    return lift(who, direction_stage(), learning_rate_stage(learning_rate))
+    return joined("gradient_descent", scale_by_gradient_descent(), scale_by_learning_rate(learning_rate))

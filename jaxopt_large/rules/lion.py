@@ -1,16 +1,19 @@
 """Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import DECAY, POSITIVE, RATE, check_hyperparameters, message
-from .._initial import check_state_dtype, zeros
-from .._leafwise import Fields, Scalars, Stage, lift
+from .._hyperparameters import Decay, Mask, OneOf, Positive, Rate, StateDtype, checked
 from .._numerics import as_decay, ema, like, times
-from .._types import Rule, Scalar, ScalarOrSchedule, Updates
-from ._stages import learning_rate_stage, weight_decay_stage
+from .._types import Rule, Updates
+from ..leafwise import Stage, joined, lift, zeros
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+from .weight_decay import add_decayed_weights
+
+__all__ = ["lion", "scale_by_lion"]
 
 _MODES = {  # the interpolated momentum, and a number -> the direction
     "hard": lambda x, beta: jnp.sign(x),
@@ -25,13 +28,14 @@ class ScaleByLionState(NamedTuple):
     mu: Updates  # momentum, float32, shapes of the parameters
 
 
+@checked
 def scale_by_lion(
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.99,
-    mu_dtype: Any = None,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    mu_dtype: StateDtype = None,
     *,
-    mode: str = "hard",
-    smooth_beta: Scalar = 1.0,
+    mode: Annotated[str, OneOf(*_MODES)] = "hard",
+    smooth_beta: Positive = 1.0,
 ) -> Rule:
     r"""The direction of Lion.
 
@@ -50,22 +54,24 @@ def scale_by_lion(
 
     Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
     """
-    who = "scale_by_lion"
-    check_hyperparameters(who, b1=(b1, DECAY), b2=(b2, DECAY), smooth_beta=(smooth_beta, POSITIVE))
-    if mode not in _MODES:
-        raise ValueError(
-            message(who, f"mode is unknown, got {mode!r}", allowed=f"one of {', '.join(map(repr, _MODES))}")
-        )
-    return lift(who, _stage(who, b1, b2, mu_dtype, mode, smooth_beta), chained=False)
+    d1, d2 = as_decay(b1), as_decay(b2)
+
+    def step(shared: Any, g: Array, p: Any, kept: ScaleByLionState) -> tuple[Array, Any]:
+        del shared, p
+        direction = _MODES[mode](ema(kept.mu, g, d1), smooth_beta)
+        return direction, ScaleByLionState(ema(kept.mu, g, d2))
+
+    return lift("scale_by_lion", Stage(step, ScaleByLionState(zeros(mu_dtype))), chained=False)
 
 
+@rule
 def lion(
-    learning_rate: ScalarOrSchedule,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.99,
-    mu_dtype: Any = None,
-    weight_decay: ScalarOrSchedule = 1e-3,
-    mask: Any = None,
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    mu_dtype: StateDtype = None,
+    weight_decay: Rate = 1e-3,
+    mask: Mask = None,
 ) -> Rule:
     r"""Lion, with decoupled weight decay.
 
@@ -99,25 +105,6 @@ def lion(
     >>> float(updates)
     0.5
     """
-    check_hyperparameters(
-        "lion",
-        learning_rate=(learning_rate, RATE),
-        b1=(b1, DECAY),
-        b2=(b2, DECAY),
-        weight_decay=(weight_decay, RATE),
-    )
-    direction = _stage("lion", b1, b2, mu_dtype)
-    decay = weight_decay_stage(weight_decay, mask)
-    return lift("lion", direction, decay, learning_rate_stage(learning_rate))
-
-
-def _stage(who: str, b1: Scalar, b2: Scalar, mu_dtype: Any, mode: str = "hard", beta: Scalar = 1.0) -> Stage:
-    check_state_dtype(who, "mu_dtype", mu_dtype)
-    b1, b2 = as_decay(b1), as_decay(b2)
-
-    def step(scalars: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
-        del scalars, p
-        mu = fields["mu"]
-        return _MODES[mode](ema(mu, g, b1), beta), {"mu": ema(mu, g, b2)}
-
-    return Stage(step, ScaleByLionState, {"mu": zeros(mu_dtype)})
+    direction = scale_by_lion(b1, b2, mu_dtype)
+    decay = add_decayed_weights(weight_decay, mask)
+    return joined("lion", direction, decay, scale_by_learning_rate(learning_rate))

@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._errors import DECAY, NON_NEGATIVE, RATE, Range, check_hyperparameters
-from .._initial import constant, zeros
-from .._leafwise import Fields, Scalars, Stage, lift
+from .._hyperparameters import Decay, NonNegative, Rate, checked
 from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus
 from .._numerics import bias_correction as _correction
-from .._types import Rule, Scalar, ScalarOrSchedule, Updates
-from ._stages import direction_stage, learning_rate_stage, momentum_stage
+from .._types import Rule, Updates
+from ..leafwise import Stage, constant, count, joined, lift, zeros
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+from .sgd import scale_by_sgd
+
+__all__ = ["rmsprop", "scale_by_rmsprop"]
 
 
 class ScaleByRmspropState(NamedTuple):
@@ -22,10 +25,11 @@ class ScaleByRmspropState(NamedTuple):
     nu: Updates = None  # mean squared gradient, float32, shapes of the parameters
 
 
+@checked
 def scale_by_rmsprop(
-    decay: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    initial_scale: Scalar = 0.0,
+    decay: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    initial_scale: NonNegative = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
     bias_correction: bool = False,
@@ -35,20 +39,41 @@ def scale_by_rmsprop(
     Raises:
       ValueError: decay is outside [0, 1), or another value negative or not finite.
     """
-    who = "scale_by_rmsprop"
-    check_hyperparameters(who, **_ranges(decay, eps, initial_scale))
-    stage = _stage(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
-    return lift(who, stage, chained=False)
+    d = as_decay(decay)
+
+    def step(correction: Any, g: Array, p: Any, kept: ScaleByRmspropState) -> tuple[Array, Any]:
+        del p
+        g = bounded(g)
+        nu = ema(kept.nu, abs_square(g), d)
+        mu = ema(kept.mu, g, d) if centered else None
+        spread = nu if correction is None else over(nu, correction)
+        if mu is not None:  # rounding can take the variance below 0
+            mean = mu if correction is None else over(mu, correction)
+            spread = jnp.maximum(spread - abs_square(mean), jnp.zeros((), spread.dtype))
+        if eps_in_sqrt:
+            update = divide(g, jnp.sqrt(plus(spread, eps)))
+        else:
+            update = divide(g, plus(jnp.sqrt(spread), eps), eps)
+        return update, kept._replace(mu=mu, nu=nu)
+
+    state = ScaleByRmspropState(
+        count=count() if bias_correction else None,
+        mu=zeros() if centered else None,
+        nu=constant(initial_scale, real=True),
+    )
+    shared = (lambda kept: _correction(d, kept.count + 1)) if bias_correction else None
+    return lift("scale_by_rmsprop", Stage(step, state, shared), chained=False)
 
 
+@rule
 def rmsprop(
-    learning_rate: ScalarOrSchedule,
-    decay: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    initial_scale: Scalar = 0.0,
+    learning_rate: Rate,
+    decay: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    initial_scale: NonNegative = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: Scalar | None = None,
+    momentum: Decay | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Rule:
@@ -85,50 +110,7 @@ def rmsprop(
     >>> float(updates), float(state[0].nu)
     (-1.0, 9.0)
     """
-    who = "rmsprop"
-    momentum_range = {} if momentum is None else {"momentum": (momentum, DECAY)}
-    check_hyperparameters(
-        who, learning_rate=(learning_rate, RATE), **momentum_range, **_ranges(decay, eps, initial_scale)
+    direction = scale_by_rmsprop(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
+    return joined(
+        "rmsprop", direction, scale_by_learning_rate(learning_rate), scale_by_sgd(momentum, nesterov)
     )
-    direction = _stage(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
-    last = direction_stage() if momentum is None else momentum_stage(momentum, nesterov)
-    return lift(who, direction, learning_rate_stage(learning_rate), last)
-
-
-def _ranges(decay: Scalar, eps: Scalar, initial_scale: Scalar) -> dict[str, tuple[Scalar, Range]]:
-    return {
-        "decay": (decay, DECAY),
-        "eps": (eps, NON_NEGATIVE),
-        "initial_scale": (initial_scale, NON_NEGATIVE),
-    }
-
-
-def _stage(
-    decay: Scalar,
-    eps: Scalar,
-    initial_scale: Scalar,
-    eps_in_sqrt: bool,
-    centered: bool,
-    corrected: bool,
-) -> Stage:
-    decay = as_decay(decay)
-
-    def scalars(count: Array) -> Scalars:
-        return {"correction": _correction(decay, count + 1)}
-
-    def step(shared: Scalars, g: Array, p: Any, fields: Fields) -> tuple[Array, Fields]:
-        del p
-        g = bounded(g)
-        new = {"nu": ema(fields["nu"], abs_square(g), decay)}
-        if centered:
-            new["mu"] = ema(fields["mu"], g, decay)
-        means = {name: over(x, shared["correction"]) for name, x in new.items()} if corrected else new
-        spread = means["nu"]
-        if centered:  # rounding can take the variance below 0
-            spread = jnp.maximum(spread - abs_square(means["mu"]), jnp.zeros((), spread.dtype))
-        if eps_in_sqrt:
-            return divide(g, jnp.sqrt(plus(spread, eps))), new
-        return divide(g, plus(jnp.sqrt(spread), eps), eps), new
-
-    fields = {"nu": constant(initial_scale, real=True)} | ({"mu": zeros()} if centered else {})
-    return Stage(step, ScaleByRmspropState, fields, scalars=scalars if corrected else None)

@@ -1,16 +1,28 @@
 """Minibatch SGD with heavy-ball or Nesterov momentum (Polyak 1964; Sutskever et al. 2013)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from .._errors import DECAY, RATE, Range, check_hyperparameters
-from .._initial import check_state_dtype
-from .._leafwise import Stage, lift
-from .._types import Rule, Scalar, ScalarOrSchedule
-from ._stages import direction_stage, learning_rate_stage, momentum_stage
+from jaxtyping import Array
+
+from .._hyperparameters import Decay, Rate, StateDtype, checked
+from .._numerics import as_decay, like, times
+from .._types import Rule, Updates
+from ..leafwise import Stage, joined, lift, zeros
+from ._registry import rule
+from .learning_rate import scale_by_learning_rate
+
+__all__ = ["scale_by_sgd", "sgd"]
 
 
+class ScaleByMomentumState(NamedTuple):
+    """State of heavy-ball and Nesterov momentum."""
+
+    trace: Updates  # decayed sum of gradients, float32, shapes of the parameters
+
+
+@checked
 def scale_by_sgd(
-    momentum: Scalar | None = None, nesterov: bool = False, accumulator_dtype: Any = None
+    momentum: Decay | None = None, nesterov: bool = False, accumulator_dtype: StateDtype = None
 ) -> Rule:
     r"""The direction of SGD with momentum.
 
@@ -26,16 +38,25 @@ def scale_by_sgd(
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
     """
-    who = "scale_by_sgd"
-    check_hyperparameters(who, **_ranges(momentum))
-    return lift(who, _direction(who, momentum, nesterov, accumulator_dtype), chained=False)
+    if momentum is None:
+        return lift("scale_by_sgd", Stage(lambda shared, g, p, kept: (g, kept)), chained=False)
+    decay = as_decay(momentum)
+
+    def step(shared: Any, g: Array, p: Any, kept: ScaleByMomentumState) -> tuple[Array, Any]:
+        del shared, p
+        d = like(decay, g)
+        trace = g + times(d, kept.trace)
+        return (g + times(d, trace) if nesterov else trace), ScaleByMomentumState(trace)
+
+    return lift("scale_by_sgd", Stage(step, ScaleByMomentumState(zeros(accumulator_dtype))), chained=False)
 
 
+@rule
 def sgd(
-    learning_rate: ScalarOrSchedule,
-    momentum: Scalar | None = None,
+    learning_rate: Rate,
+    momentum: Decay | None = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: StateDtype = None,
 ) -> Rule:
     r"""Stochastic gradient descent, with or without momentum.
 
@@ -65,17 +86,5 @@ def sgd(
     >>> round(float(updates), 6)
     -0.19
     """
-    check_hyperparameters("sgd", learning_rate=(learning_rate, RATE), **_ranges(momentum))
-    direction = _direction("sgd", momentum, nesterov, accumulator_dtype)
-    return lift("sgd", direction, learning_rate_stage(learning_rate))
-
-
-def _ranges(momentum: Scalar | None) -> dict[str, tuple[Scalar, Range]]:
-    return {} if momentum is None else {"momentum": (momentum, DECAY)}
-
-
-def _direction(who: str, momentum: Scalar | None, nesterov: bool, dtype: Any) -> Stage:
-    check_state_dtype(who, "accumulator_dtype", dtype)
-    if momentum is None:
-        return direction_stage()
-    return momentum_stage(momentum, nesterov, dtype)
+    direction = scale_by_sgd(momentum, nesterov, accumulator_dtype)
+    return joined("sgd", direction, scale_by_learning_rate(learning_rate))

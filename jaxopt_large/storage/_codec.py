@@ -11,7 +11,6 @@ from .._axes import window_of
 from .._encoded import is_encoded
 from .._paths import leaf_paths
 from .._types import Params
-from .._window import Window
 from ._choices import Choice
 from .parameters import ParameterFormat, read, write
 from .random import leaf_key
@@ -55,15 +54,14 @@ class Codec:
         """A leaf of the state as the rule is to see it."""
         return node.format.decode(node) if is_encoded(node) else node
 
-    def encode(self, j: int, old: Any, x: Array, window: Window | None = None, *, apart: bool = False) -> Any:
-        """What the rule made of leaf `j`, or of a part of it, in the format of what it replaces."""
+    def encode(self, j: int, old: Any, x: Array) -> Any:
+        """What the rule made of leaf `j`, in the format of what it replaces."""
         if not is_encoded(old):
             return x.astype(old.dtype) if hasattr(old, "dtype") and x.dtype != old.dtype else x
         choice = self._choices[j]
-        if window is None and choice.owner is not None:
-            window = window_of(self._keys[choice.owner])
+        window = None if choice.owner is None else window_of(self._keys[choice.owner])
         key = leaf_key(self._seed, f"{choice.field}/{choice.path}", self.step)
-        return old.format.encode(x.astype(old.dtype), key, window=window, apart=apart)
+        return old.format.encode(x.astype(old.dtype), key, window=window)
 
     def keeps(self, p: Any) -> bool:
         """Is a parameter kept specially?"""
@@ -77,9 +75,8 @@ class Codec:
         """A parameter as the rule is to see it."""
         return read(self._kept, p, residual) if self.keeps(p) else p
 
-    def write(self, i: int, p: Any, value: Any, window: Window | None = None) -> tuple[Any, Any]:
-        """The update that takes parameter `i`, or a part of it, to a new value, and the new residual."""
-        if window is None:
-            window = window_of(self._keys[i])
+    def write(self, i: int, p: Any, value: Any) -> tuple[Any, Any]:
+        """The update that takes parameter `i` to a new value, and the new residual."""
+        window = window_of(self._keys[i])
         key = leaf_key(self._seed, f"params/{self._names[i]}", self.step)
         return write(self._kept, p, value, key, window)

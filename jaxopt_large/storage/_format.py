@@ -44,7 +44,6 @@ class Format:
         key: UInt32[Array, ""] | None = None,
         *,
         window: Window | None = None,
-        apart: bool = False,
     ) -> Encoded:
         """The array in this format.
 
@@ -52,7 +51,6 @@ class Format:
           x: of rank 1 or more.
           key: from which stochastic rounding draws; by default a constant one.
           window: which part of the whole array it is; it must not divide a block.
-          apart: is x in memory, and not computed on the way? It decides how XLA:CPU finds maxima best.
 
         Raises:
           ValueError: x is a scalar.
@@ -64,7 +62,7 @@ class Format:
         key = jnp.uint32(0) if key is None else key
         whole, starts = window or Window(x.shape, (0,) * x.ndim)
         order = scale_order(whole) if self.blocks else ()
-        run = self._placed(_encoder(self, order, whole, apart), x, lambda specs: specs)
+        run = self._placed(_encoder(self, order, whole, False), x, lambda specs: specs)
         codes, scales = run(x, key, starts)
         return Encoded(codes, scales, Coding(self, str(x.dtype), order))
 
@@ -131,7 +129,14 @@ def _divides_blocks(shape: tuple[int, ...], last: Any, mesh: Any) -> bool:
 def _encoder(
     format: Format, order: tuple[int, ...], whole: tuple[int, ...], apart: bool
 ) -> Callable[..., Any]:
-    """(array, key, starts) -> codes and scales: a jit of its own name, for those who read jaxprs."""
+    """(array, key, starts) -> codes and scales: a jit of its own name, for those who read jaxprs.
+
+    Args:
+      format: of the codes.
+      order: of the scales' axes.
+      whole: the shape of the array that random bits are drawn for.
+      apart: is the array in memory, and not computed on the way? It decides how XLA:CPU finds maxima best.
+    """
 
     def encode(x: Array, key: Array, starts: tuple[Any, ...]) -> tuple[Array, Array | None]:
         wide = x.astype(jnp.float32)

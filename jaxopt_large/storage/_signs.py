@@ -101,14 +101,15 @@ def _traced(rule: Rule, params: Params, state: State) -> list[bool | None]:
     """From the equations of `init` and `update`."""
     leaves = jax.tree.leaves(state)
     try:
-        closed = traced_update(rule.update, params, state, params).closed
+        traced = traced_update(rule.update, params, state, params)
     except Exception:  # it takes arguments that only the step has
         return [None] * len(leaves)
     start = jax.make_jaxpr(rule.init)(params)  # a field may begin as the parameters
     begins = propagated(start, [_NOT_KNOWN] * len(start.jaxpr.invars), _Signs())
     count = len(jax.tree.leaves(params))
     before = [_Since(not x.ndim, frozenset((k,))) for k, x in enumerate(leaves)]
-    after = propagated(closed, [_NOT_KNOWN] * count + before + [_NOT_KNOWN] * count, _Signs())[count:]
+    known_before = [_NOT_KNOWN] * count + before + [_NOT_KNOWN] * count
+    after = propagated(traced.closed, known_before, _Signs())[traced.changes :]
     return [begins[k].always and (after[k].always or k in after[k].leaves) for k in range(len(leaves))]
 
 

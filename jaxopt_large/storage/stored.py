@@ -15,15 +15,14 @@ from .._encoded import Coding, Encoded, is_encoded
 from .._errors import Problems, is_rule, message
 from .._gradients import Gradients, flat_gradients, in_order
 from .._numerics import safe_increment
-from .._parts import NotByPartsError
 from .._paths import leaf_paths, listed
-from .._states import check_state, explained
+from .._states import check_state
 from .._static import ANYTHING, StaticNode, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._by_parts import UpdateByParts, helps
 from ._choices import Choice, choose
 from ._codec import Codec
 from ._format import Format
+from ._update import updated
 from .float32 import Float32
 from .parameters import ParameterFormat, Split
 from .random import leaf_key
@@ -142,30 +141,11 @@ def stored(
             _check_residuals(state, params)
         step = safe_increment(state.step)
         like = gradients.treedef.unflatten(range(len(gradients.leaves)))
-        updates = gradients.tree
         given = jax.tree.structure(state.inner)
-        state = state._replace(inner=_put_together(state.inner, state.plan))
-
-        def whole(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
-            codec = Codec(kept, state.plan.choices, state.seed, step, like)
-            with surrounded_by("stored"):
-                return _update(codec, rule, updates, state, params, extra)
-
-        def by_parts(updates: Updates, state: StoredState, params: Params | None) -> tuple[Any, Any, Any]:
-            codec = Codec(kept, state.plan.choices, state.seed, step, like)
-            try:
-                with surrounded_by("stored"):
-                    return UpdateByParts(
-                        codec, rule, updates, state.inner, state.residuals, params, extra
-                    ).run()
-            except NotByPartsError:
-                return whole(updates, state, params)
-
-        if gradients.are_all and helps(updates, params):
-            made = jax.lax.platform_dependent(updates, state, params, cpu=by_parts, default=whole)
-        else:
-            made = whole(updates, state, params)
-        changes, inner, residuals = made
+        codec = Codec(kept, state.plan.choices, state.seed, step, like)
+        held = (_put_together(state.inner, state.plan), state.residuals)
+        with surrounded_by("stored"):
+            changes, (inner, residuals) = updated(codec, rule, gradients, held, params, extra)
         if given != jax.tree.structure(inner):
             inner = given.unflatten(jax.tree.leaves(inner))
         return changes, StoredState(step, state.seed, residuals, inner, state.plan)
@@ -277,44 +257,6 @@ def _warn_of_low_precision(params: Params, kept: ParameterFormat | None) -> None
             ),
             stacklevel=3,
         )
-
-
-def _update(
-    codec: Codec,
-    rule: Rule,
-    updates: Updates,
-    state: StoredState,
-    params: Params | None,
-    extra: dict[str, Any],
-) -> tuple[Updates, State, Any]:
-    """The updates, the new inner state and the new residuals."""
-    nodes, inner = jax.tree.flatten(state.inner, is_leaf=is_encoded)
-    decoded = inner.unflatten([codec.decode(x) for x in nodes])
-    if not codec.special:
-        with explained("stored", rule.init, decoded, updates, params):
-            changes, new = rule.update(updates, decoded, params, **extra)
-        residuals = None
-    else:
-        kept, treedef = jax.tree.flatten(params)
-        old = treedef.flatten_up_to(state.residuals)
-        values = [codec.read(p, r) for p, r in zip(kept, old, strict=True)]
-        gradients = Gradients(treedef.flatten_up_to(updates), treedef)
-        wide = [None if g is None else codec.widen(g, p) for g, p in zip(gradients.leaves, kept, strict=True)]
-        values = treedef.unflatten(values)
-        wide = treedef.unflatten(wide)
-        with explained("stored", rule.init, decoded, wide, values):
-            changes, new = rule.update(wide, decoded, values, **extra)
-        steps = zip(kept, treedef.flatten_up_to(values), gradients.changes(changes, values), strict=True)
-        made = [
-            codec.write(i, p, value + u) if codec.keeps(p) else (u, None)
-            for i, (p, value, u) in enumerate(steps)
-        ]
-        changes, residuals = (treedef.unflatten([pair[k] for pair in made]) for k in (0, 1))
-    encoded = [
-        codec.encode(j, old, x)
-        for j, (old, x) in enumerate(zip(nodes, inner.flatten_up_to(new), strict=True))
-    ]
-    return changes, inner.unflatten(encoded), residuals
 
 
 # --- fields -------------------------------------------------------------------------------------------

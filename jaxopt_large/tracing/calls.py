@@ -1,10 +1,11 @@
-"""Calls in a traced function: what they call, and those that stay whole and say what they are.
+"""Calls in a traced function: what they call, and those that say what they are.
 
 A jaxpr carries of a call no more than its name. A function that others must be able to find in a trace is
 registered here under a name that no other function has; whoever reads the trace asks for what was
 registered with it.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,14 @@ _PREFIX = "jaxopt_large"
 _registered: dict[str, tuple[Any, Any]] = {}  # name -> what tells functions apart, what the call means
 
 
-def kept_call(
+@dataclasses.dataclass(frozen=True)
+class Opaque:
+    """The meaning of a call that nobody takes apart."""
+
+    what: str
+
+
+def named_call(
     function: Callable[..., Any], name: str, identity: Any, meaning: Any, static_argnums: Any = ()
 ) -> Callable[..., Any]:
     """A jit of `function` that `meaning_of` recognizes; functions of equal identity share a name.

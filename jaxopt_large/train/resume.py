@@ -11,7 +11,7 @@ from rich.console import Console
 from .._errors import message
 from ..config import Config, changes, settings
 from ..data import Dataset
-from ..rules._stages import ScaleByScheduleState
+from ..rules.learning_rate import ScaleByScheduleState
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
 from .folder import Loaded, OtherTreeError, RunFolder

@@ -11,30 +11,24 @@ from jax.sharding import AbstractMesh, AxisType
 from optax import contrib
 
 import jaxopt_large as jl
+from jaxopt_large.storage import formats
+
+from .. import catalog
 
 RULES = {  # -> rule, its fields
-    "jl.sgd": (lambda: jl.sgd(1e-2, momentum=0.9), ("trace",)),
-    "optax.sgd": (lambda: optax.sgd(1e-2, momentum=0.9), ("trace",)),
-    "jl.adagrad": (lambda: jl.adagrad(1e-2), ("sum_of_squares",)),
-    "optax.adagrad": (lambda: optax.adagrad(1e-2), ("sum_of_squares",)),
-    "jl.rmsprop": (lambda: jl.rmsprop(1e-2), ("nu",)),
-    "optax.rmsprop": (lambda: optax.rmsprop(1e-2), ("nu",)),
-    "jl.adam": (lambda: jl.adam(1e-2), ("mu", "nu")),
-    "optax.adam": (lambda: optax.adam(1e-2), ("mu", "nu")),
+    **{f"jl.{case}": (case.rule, case.fields) for case in catalog.RULES if case.fields},
     "jl.adamw": (lambda: jl.adamw(optax.cosine_decay_schedule(1e-2, 10)), ("mu", "nu")),
+    "optax.sgd": (lambda: optax.sgd(1e-2, momentum=0.9), ("trace",)),
+    "optax.adagrad": (lambda: optax.adagrad(1e-2), ("sum_of_squares",)),
+    "optax.rmsprop": (lambda: optax.rmsprop(1e-2), ("nu",)),
+    "optax.adam": (lambda: optax.adam(1e-2), ("mu", "nu")),
     "optax.adamw": (lambda: optax.adamw(optax.cosine_decay_schedule(1e-2, 10)), ("mu", "nu")),
     "optax.nadam": (lambda: optax.nadam(1e-2), ("mu", "nu")),
-    "jl.lion": (lambda: jl.lion(1e-3), ("mu",)),
     "optax.lion": (lambda: optax.lion(1e-3), ("mu",)),
     "optax.adabelief": (lambda: optax.adabelief(1e-2), ("mu", "nu")),
     "optax.ademamix": (lambda: contrib.ademamix(1e-2), ("m1", "m2", "nu")),
 }
-FORMATS = {
-    "int8": jl.int8,
-    "int4": jl.int4,
-    "float8": jl.float8,
-    "bfloat16": jl.bfloat16,
-}
+FORMATS = {name: make for name, make in formats.FORMATS.items() if name != "float32"}
 PARAMS = {  # -> dtype of parameters, of gradients, how they are kept
     "float32": (jnp.float32, jnp.float32, None),
     "bfloat16 gradients": (jnp.float32, jnp.bfloat16, None),
@@ -51,14 +45,12 @@ AROUND = {
 }
 
 
-def rule_of(name, formats, kept=None, around="nothing"):
+def rule_of(name, kinds, kept=None, around="nothing"):
     make, fields = RULES[name]
-    if isinstance(formats, str):
-        formats = [formats] * len(fields)
+    if isinstance(kinds, str):
+        kinds = [kinds] * len(fields)
     kept = None if kept is None else kept()
-    stored = jl.stored(
-        make(), params=kept, **{f: FORMATS[k]() for f, k in zip(fields, formats, strict=False)}
-    )
+    stored = jl.stored(make(), params=kept, **{f: FORMATS[k]() for f, k in zip(fields, kinds, strict=False)})
     return AROUND[around](stored)
 
 

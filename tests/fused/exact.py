@@ -38,18 +38,18 @@ def differs(name, formats, kind, shape, around, target):
     grads = {k: cases.arrays(p.shape, gradient_dtype, 3) for k, p in params.items()}
     args = (grads, state, params)
     taken = Step.taken(step, args)
-    passes = [p for p in taken.passes if p.shape == shape and p.has_blocks]
-    assert len(passes) == 1, (name, formats, [p.shape for p in taken.passes])
+    passes = [p for p in taken.split.passes if p.shape == shape and p.has_blocks]
+    assert len(passes) == 1, (name, formats, [p.shape for p in taken.split.passes])
     (pass_,) = passes
     if (why := _kernel.why_not(pass_, target)) is not None:
         return why
     with jax.disable_jit():
         want = jax.tree.leaves(step(*args))
     for k, x in enumerate(jax.tree.leaves(args)):
-        taken.graph.give(k, x)
+        taken.split.graph.give(k, x)
     with jax.disable_jit():
-        given = taken.graph.computed(pass_.inputs), taken.graph.computed(pass_.scalars)
-    got = _kernel.kernel(pass_, taken.aliased(pass_), *given, target, interpret=True)
+        given = taken.split.graph.computed(pass_.inputs), taken.split.graph.computed(pass_.scalars)
+    got = _kernel.kernel(pass_, taken.split.holds(pass_), *given, target, interpret=True)
     for k, x in zip(pass_.results, got, strict=True):
         x, y = np.asarray(x), np.asarray(want[k])
         wrong = int(np.sum(~((x == y) | ((x != x) & (y != y)))))

@@ -286,10 +286,10 @@ def test_one_pass_reads_gradient_parameter_and_state_once():
     rule = optax.chain(jl.clip_by_global_norm(1.0), _INNER["int8"]())
     params = {"w": jnp.ones((48, 160)), "v": jnp.ones((48, 160))}
     step = Step.taken(step_of(rule, {}), (params, rule.init(params), params))
-    for p in step.passes:
+    for p in step.split.passes:
         assert len(p.inputs) == len(p.results) + 1 == 6
         assert not p.repeats
-        assert all(step.graph.types[v].shape == () for v in p.scalars)
+        assert all(step.split.graph.types[v].shape == () for v in p.scalars)
 
 
 def test_errors():

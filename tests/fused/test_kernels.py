@@ -18,6 +18,7 @@ import jaxopt_large as jl
 from jaxopt_large.fused import _kernel, _lowerable, _triton
 from jaxopt_large.fused._step import Step, step_of
 from jaxopt_large.fused._tiles import tile_for
+from jaxopt_large.passes.loop import Hold
 
 from . import cases
 
@@ -57,7 +58,7 @@ def _passes(rule, shape, dtype=jnp.float32, gradient=None):
     params = jax.ShapeDtypeStruct(shape, dtype)
     grads = jax.ShapeDtypeStruct(shape, gradient or dtype)
     state = jax.eval_shape(rule.init, params)
-    return Step.taken(step_of(rule, {}), (grads, state, params)).passes, (grads, state, params)
+    return Step.taken(step_of(rule, {}), (grads, state, params)).split.passes, (grads, state, params)
 
 
 _GPU = [
@@ -126,7 +127,7 @@ def test_code_does_not_grow_with_tiles(shape):
     (pass_,), _ = _passes(jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8()), shape)
     tile = tile_for(pass_, "tpu")
     assert tile.rows * tile.columns >= min(math.prod(shape), 2**16)  # what is moved at once stays large
-    traced = jax.make_jaxpr(lambda *a: _kernel.kernel(pass_, [None] * len(pass_.results), *a, "tpu"))
+    traced = jax.make_jaxpr(lambda *a: _kernel.kernel(pass_, [Hold()] * len(pass_.results), *a, "tpu"))
     numbers = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.scalars]
     arrays = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.inputs]
     (call,) = [e for e in traced(arrays, numbers).jaxpr.eqns if e.primitive.name == "pallas_call"]

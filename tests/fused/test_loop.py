@@ -25,7 +25,7 @@ _CASES = cases.pairs(
     [(2**9 if n % 2 else 2**12, *case) for n, case in enumerate(_CASES)],
 )
 def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, monkeypatch):
-    monkeypatch.setattr(loop, "_MOST", most)
+    monkeypatch.setattr(loop, "window_elements", lambda shape: most)
     dtype, gradient, kept = cases.PARAMS[kind]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rule = cases.rule_of(name, formats, kept, around)
@@ -34,18 +34,18 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
         params, state = jax.jit(step)(grads, rule.init(params), params)
         args = (cases.arrays(shape, gradient, 2), state, params)
         taken = Step.taken(step, args)
-        (pass_,) = taken.passes
+        (pass_,) = taken.split.passes
         for k, x in enumerate(jax.tree.leaves(args)):
-            taken.graph.give(k, x)
-        given = taken.graph.computed(pass_.inputs), taken.graph.computed(pass_.scalars)
+            taken.split.graph.give(k, x)
+        given = taken.split.graph.computed(pass_.inputs), taken.split.graph.computed(pass_.scalars)
         arrays, scalars = given
         leaves = [arrays, [jnp.flip(x) for x in arrays], arrays]  # one loop for all of them
         last = scalars[-1]
         each = [
             jnp.stack([x, x, last]) if n == 0 and x.dtype == last.dtype else x for n, x in enumerate(scalars)
         ]
-        run = functools.partial(loop.loop, pass_, taken.aliased(pass_))
-        token = loop.zero_of(arrays, scalars)
+        run = functools.partial(loop.loop, pass_, taken.split.holds(pass_))
+        token = loop.first_token(arrays, scalars)
         made, ended = jax.jit(lambda leaves, scalars: run(leaves, scalars, token))(leaves, each)
         whole = jax.jit(pass_.whole)
         want = [whole(xs, [x[k] if x.ndim else x for x in each]) for k, xs in enumerate(leaves)]
@@ -66,13 +66,13 @@ def test_the_work_is_there_once_for_all_leaves():
     rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
     params = {f"{n}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for n in range(5)}
     taken = Step.taken(step_of(rule, {}), (params, jax.eval_shape(rule.init, params), params))
-    first = taken.passes[0]
-    assert len({p.key for p in taken.passes}) == 1
-    arrays = [[taken.graph.types[v] for v in p.inputs] for p in taken.passes]
-    scalars = [taken.graph.types[v] for v in first.scalars]
-    run = functools.partial(loop.loop, first, taken.aliased(first))
+    first = taken.split.passes[0]
+    assert len({p.key for p in taken.split.passes}) == 1
+    arrays = [[taken.split.graph.types[v] for v in p.inputs] for p in taken.split.passes]
+    scalars = [taken.split.graph.types[v] for v in first.scalars]
+    run = functools.partial(loop.loop, first, taken.split.holds(first))
     like = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), (arrays, scalars))
-    text = jax.jit(lambda xs, ys: run(xs, ys, loop.zero_of(xs[0], ys))).lower(*like).as_text()
+    text = jax.jit(lambda xs, ys: run(xs, ys, loop.first_token(xs[0], ys))).lower(*like).as_text()
     assert text.count("stablehlo.while") == 1
     assert text.count("call @jaxopt_large_encode") == 2
     assert text.count("call @jaxopt_large_decode") == 2

@@ -110,7 +110,7 @@ def test_a_gathered_update_is_handed_on_and_not_computed_again(mesh8):
     run = jax.shard_map(step, in_specs=(P(), specs, P()), out_specs=(P(), specs), **options)
     plain = jax.shard_map(step_of(rule, {}), in_specs=(P(), specs, P()), out_specs=(P(), specs), **options)
     texts = [str(jax.make_jaxpr(f)(_grads(1), state, values)) for f in (run, plain)]
-    handed = [p for p in found[-1].passes if any(k < 0 for k in p.results)]
+    handed = [p for p in found[-1].split.passes if any(k < 0 for k in p.results)]
     assert len(handed) == 2
     assert all(p.has_blocks for p in handed)
     once, wanted = (text.count("name=jaxopt_large_decode_int8") for text in texts)

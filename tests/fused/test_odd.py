@@ -147,11 +147,11 @@ def test_nothing_is_compiled_again_outside_jit():
     rule, params = jl.adam(1e-2), {"a": jnp.ones((4, 8)), "b": jnp.ones((4, 8))}
     carry = (params, rule.init(params))
     sizes = []
-    from jaxopt_large.fused import _step
+    from jaxopt_large.passes import engine
 
     for _ in range(3):
         carry = jl.apply(rule, params, carry[1], carry[0])
-        sizes.append(len(_step._outside_jit))
+        sizes.append(len(engine._outside_jit))
     assert sizes[1] == sizes[2]
 
 

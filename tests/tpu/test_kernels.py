@@ -75,7 +75,7 @@ def test_int8_adamw_moves_the_bytes_of_its_floor(chip, kept):
     compiled, args = _compiled(rule, shape, dtype, jnp.bfloat16, chip)
     _check(compiled, args)
     params, state, grads = args
-    (pass_,) = Step.taken(step_of(rule, {}), (grads, state, params)).passes
+    (pass_,) = Step.taken(step_of(rule, {}), (grads, state, params)).split.passes
     floor = sum(
         math.prod(x.shape) * x.dtype.itemsize * n
         for x, n in ((grads, 1), (params, 2), *((x, 2) for x in jax.tree.leaves(state) if x.ndim))

@@ -1,4 +1,4 @@
-"""Updates part by part: the same numbers as all at once, and no decoded copy of a leaf.
+"""Updates window by window: the same numbers as all at once, and no decoded copy of a leaf.
 
 XLA:CPU contracts a * b + c * d to one rounding less, here or there, depending on what is fused with it:
 between the two ways the last bit of a float32 may differ, and a code where it decides.
@@ -16,8 +16,9 @@ import optax
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large.passes.regions import regions
-from jaxopt_large.storage import _by_parts, stored
+from jaxopt_large.passes import loop
+from jaxopt_large.passes.windows import regions
+from jaxopt_large.storage import _update, formats
 
 SHAPES = {
     "rows": (96, 256),
@@ -45,18 +46,19 @@ RULES = {
         ("mu", "nu"),
     ),
 }
-FORMATS = {"int8": jl.int8, "float8": jl.float8, "int4": jl.int4, "bfloat16": jl.bfloat16}
+FORMATS = {name: make for name, make in formats.FORMATS.items() if name != "float32"}
 PARAMS = {"float32": None, "rounded": jl.rounded(), "split": jl.split()}
 
 
 @pytest.fixture
-def parts(monkeypatch):
-    """Sets how the next step is compiled: in so many parts per leaf, or (None) all at once."""
+def windows(monkeypatch):
+    """Sets how the next step is compiled: in so many windows per leaf, or (None) all at once."""
 
-    def set_to(share):
-        monkeypatch.setattr(stored, "helps", lambda updates, params: share is not None)
-        monkeypatch.setattr(_by_parts, "_FEWEST", 1024)  # parts as small as test arrays ask for
-        monkeypatch.setattr(_by_parts, "_SHARE", share)
+    def set_to(count):
+        monkeypatch.setattr(_update, "runs_in_windows", lambda updates, params: count is not None)
+        monkeypatch.setattr(_update, "FEWEST", 2048)
+        monkeypatch.setattr(loop, "_FEWEST", 1024)  # windows as small as test arrays ask for
+        monkeypatch.setattr(loop, "_WINDOWS", count)
 
     return set_to
 
@@ -102,14 +104,14 @@ def _assert_close(got, want):
 @pytest.mark.parametrize(
     "rule", [pytest.param(name, marks=[pytest.mark.compat] if name == "clip" else []) for name in RULES]
 )
-def test_the_same_numbers_as_all_at_once(rule, parts):
+def test_the_same_numbers_as_all_at_once(rule, windows):
     make, fields = RULES[rule]
     start = _draw(0, ["layers", "a rest"])
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         kept = jl.stored(make(), **{field: jl.int8() for field in fields})
-        parts(None)
+        windows(None)
         whole, none = _run(kept, start, 2)
-        parts(5)
+        windows(5)
         got, loops = _run(kept, start, 2)
     assert loops - none == 3  # the rest has its own
     _assert_close(got, whole)
@@ -128,7 +130,7 @@ _FIRST = {
     ("format", "params"),
     [pytest.param(*pair, marks=[] if pair in _FIRST else [pytest.mark.full]) for pair in _PAIRS],
 )
-def test_the_same_bits_in_parts_of_any_size(format, params, parts):
+def test_the_same_bits_in_parts_of_any_size(format, params, windows):
     params = PARAMS[params]
     rule = jl.stored(jl.adamw(1e-2), params=params, mu=FORMATS[format](), nu=FORMATS[format]())
     names = ["layers", "a rest in layers", "a vector", "narrow"]
@@ -136,7 +138,7 @@ def test_the_same_bits_in_parts_of_any_size(format, params, parts):
     with jax.numpy_dtype_promotion("standard"):  # for `apply_updates`
         made = {}
         for share in (None, 5, 13):
-            parts(share)
+            windows(share)
             made[share], loops = _run(rule, start, 2)
     assert (loops > 0) == (format != "bfloat16")  # which has no scales
     if format != "int4":  # where one code makes a difference
@@ -185,14 +187,14 @@ _UNUSUAL = {
 
 
 @pytest.mark.parametrize("name", _UNUSUAL)
-def test_unusual_rules(name, parts):
+def test_unusual_rules(name, windows):
     step, params = _UNUSUAL[name]
     rule = jl.stored(_stateful(step), params=params, trace=jl.int8())
     start = _draw(0, ["rows"], jnp.float32 if params is None else jnp.bfloat16)
     made = []
     with jax.numpy_dtype_promotion("standard"):
         for share in (None, 5):
-            parts(share)
+            windows(share)
             state = rule.init(start)
             for seed in (1, 2):
                 grads = jax.tree.map(lambda p, seed=seed: _like(p, seed), start)
@@ -203,8 +205,8 @@ def test_unusual_rules(name, parts):
         _assert_close(made[1], made[0])
 
 
-def test_what_a_rule_does_besides_is_done(parts):
-    parts(5)
+def test_what_a_rule_does_besides_is_done(windows):
+    windows(5)
     seen = []
 
     def step(mu):
@@ -235,16 +237,16 @@ for leaves in (1, 6):
     found[leaves] = memory.temp_size_in_bytes / (4 * 512 * 2048), memory.alias_size_in_bytes
 
 # numbers, by the way that is taken here and by the other
-import jaxopt_large.storage.stored as stored
+import jaxopt_large.storage._update as one
 grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
-ways, helps = [], stored.helps
+ways, helps = [], one.runs_in_windows
 for helps in (helps, lambda updates, params: False):
-    stored.helps = helps
+    one.runs_in_windows = helps
     state = rule.init(params)
-    one = jax.jit(lambda p, s, g: step(p, s, g))
-    loops = "while" in one.lower(params, state, grads).as_text()
+    jitted = jax.jit(lambda p, s, g: step(p, s, g))
+    loops = "while" in jitted.lower(params, state, grads).as_text()
     for _ in range(3):
-        p, state = one(params, state, grads)
+        p, state = jitted(params, state, grads)
     ways.append((p, state, loops))
 assert (ways[0][2], ways[1][2]) == (True, False)
 for a, b in zip(jax.tree.leaves(ways[0][:2]), jax.tree.leaves(ways[1][:2])):

@@ -1,0 +1,128 @@
+"""Hyper-parameters: what an argument may be is said once, in its type, and checked at construction.
+
+    @checked
+    def sgd(learning_rate: Rate, momentum: Decay | None = None) -> Rule: ...
+
+All problems are reported together, in the name of the function. Configurations read the same types.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
+
+import jax.numpy as jnp
+
+from ._errors import DECAY, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, number_problem
+from ._types import Scalar, ScalarOrSchedule
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Domain(Protocol):
+    """The values that an argument may take."""
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        """Adds what is wrong with a value: to `types` if it is of another kind, else to `values`."""
+        ...
+
+
+class _Floating:
+    """A floating dtype, or None: an integer one would truncate to 0."""
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del types
+        if value is None:
+            return
+        try:
+            known = jnp.dtype(value)
+        except TypeError:
+            known = None
+        if known is None or not jnp.issubdtype(known, jnp.inexact):
+            got = value if known is None else known.name
+            allowed = "None, bfloat16, float16, float32 or float64, or a complex dtype"
+            values.add(f"{name} is not a floating dtype, got {got!r}", allowed=allowed)
+
+
+class _Leaves:
+    """Which leaves: a glob, booleans, a function; `spread` checks it when there are leaves."""
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del name, value, types, values
+
+
+class OneOf:
+    """One of some names."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        """Adds a problem if the value is none of the names."""
+        del types
+        if value not in self.names:
+            allowed = f"one of {', '.join(map(repr, self.names))}"
+            values.add(f"{name} is unknown, got {value!r}", allowed=allowed)
+
+
+FLOATING, LEAVES = _Floating(), _Leaves()
+
+Decay: TypeAlias = Annotated[Scalar, DECAY]  # in [0, 1)
+NonNegative: TypeAlias = Annotated[Scalar, NON_NEGATIVE]
+Positive: TypeAlias = Annotated[Scalar, POSITIVE]
+Rate: TypeAlias = Annotated[ScalarOrSchedule, RATE]  # >= 0, or a schedule
+StateDtype: TypeAlias = Annotated[Any, FLOATING]  # of a field of the state; None for float32
+Mask: TypeAlias = Annotated[Any, LEAVES]  # which leaves
+
+
+def domain_of(annotation: Any) -> Any:
+    """The domain that an annotation names, alone or beside None; None where it names none."""
+    if typing.get_origin(annotation) is Annotated:
+        return annotation.__metadata__[0]
+    return next((d for a in typing.get_args(annotation) if (d := domain_of(a)) is not None), None)
+
+
+def domains(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a function that have a domain."""
+    hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    found = {name: domain_of(hint) for name, hint in hints.items() if name != "return"}
+    return {name: domain for name, domain in found.items() if domain is not None}
+
+
+def checked(function: _F) -> _F:
+    """The function, with its arguments checked against the domains in their types.
+
+    None passes where it is the default.
+
+    Raises:
+      TypeError: an argument is of another kind.
+      ValueError: an argument is of the kind, and out of its domain.
+    """
+    known, signature = domains(function), inspect.signature(function)
+    who = function.__name__
+
+    @functools.wraps(function)
+    def construct(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:  # Python says better what is missing
+            return function(*args, **kwargs)
+        types, values = Problems(who), Problems(who)
+        for name, value in given.arguments.items():
+            if name in known and not (value is None and signature.parameters[name].default is None):
+                _check(known[name], name, value, types, values)
+        if types.found:
+            types.found += values.found
+        types.raise_if_any(TypeError)
+        values.raise_if_any(ValueError)
+        return function(*args, **kwargs)
+
+    return typing.cast(_F, construct)
+
+
+def _check(domain: Any, name: str, value: Any, types: Problems, values: Problems) -> None:
+    if isinstance(domain, Range):
+        number_problem(name, value, domain, types, values)
+    else:
+        domain.check(name, value, types, values)

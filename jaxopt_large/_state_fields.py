@@ -1,0 +1,94 @@
+"""The fields of a stage's state: what each begins with, in which shape and dtype, and how it goes on."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._numerics import accumulation_dtype, real_dtype, safe_increment
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafField:
+    """A field that is a tree like the parameters, with one array for each.
+
+    Attributes:
+      value: everywhere, at the beginning.
+      dtype: by default the accumulation dtype. A field of complex parameters stays complex.
+      real: whether the field is real even where parameters are complex, as a mean of squares is.
+      shape: the parameter's shape -> the field's; by default the same.
+    """
+
+    value: Any
+    dtype: Any = None
+    real: bool = False
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+
+    def initial(self, param: Array) -> Array:
+        """A parameter's array."""
+        dtype = accumulation_dtype(param.dtype)
+        if self.real:
+            dtype = real_dtype(dtype)
+        if self.dtype is not None and not (
+            dtype.kind == "c" and real_dtype(self.dtype) == jnp.dtype(self.dtype)
+        ):
+            dtype = jnp.dtype(self.dtype)
+        if self.shape is None:
+            return jnp.full_like(param, self.value, dtype=dtype)
+        return jnp.full(self.shape(param.shape), self.value, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedField:
+    """A field that is one array for all parameters.
+
+    Attributes:
+      initial: what it begins with, when called.
+      next: what it is after a step that says nothing else; by default the same.
+    """
+
+    initial: Callable[[], Array]
+    next: Callable[[Array], Array] = lambda x: x
+
+
+def zeros(dtype: Any = None, *, real: bool = False) -> Any:
+    """Zeros like each parameter, in the accumulation dtype, or in `dtype`."""
+    return LeafField(0.0, dtype, real)
+
+
+def constant(value: Any, dtype: Any = None, *, real: bool = False) -> Any:
+    """`value` like each parameter, in the accumulation dtype, or in `dtype`."""
+    return LeafField(value, dtype, real)
+
+
+def shaped(
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]],
+    value: Any = 0.0,
+    dtype: Any = None,
+    *,
+    real: bool = False,
+) -> Any:
+    """`value` in a shape made of each parameter's: row and column statistics, say.
+
+    >>> shaped(lambda shape: shape[:-1]).initial(jnp.ones((4, 8))).shape
+    (4,)
+    """
+    return LeafField(value, dtype, real, shape)
+
+
+def count() -> Any:
+    """Steps taken: an int32 that stays at the largest instead of wrapping."""
+    return SharedField(lambda: jnp.zeros((), jnp.int32), safe_increment)
+
+
+def shared(value: Any, dtype: Any = jnp.float32) -> Any:
+    """A number for all parameters, which `Stage.combine` moves."""
+    return SharedField(lambda: jnp.asarray(value, dtype))
+
+
+def random_key(seed: int) -> Any:
+    """A random key, another one after each step; a leaf's step sees one of its own."""
+    return SharedField(lambda: jax.random.key(seed))

@@ -1,0 +1,65 @@
+"""The learning rate, as the last step of a rule."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Int
+
+from .._hyperparameters import Rate, checked
+from .._numerics import like, times
+from .._types import Rule, ScalarOrSchedule
+from ..leafwise import Stage, count, lift
+
+__all__ = ["scale_by_learning_rate"]
+
+
+class ScaleByScheduleState(NamedTuple):
+    """State of a stage whose value is a function of the step."""
+
+    count: Int[Array, ""]  # steps taken
+
+
+@checked
+def scale_by_learning_rate(learning_rate: Rate | None = None, *, flip_sign: bool = True) -> Rule:
+    r"""Multiplies by minus the learning rate: $u_t = -\eta_t g_t$.
+
+    Args:
+      learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule, which is called
+        with the number of steps taken before this one; None passes the gradient on as it is.
+      flip_sign: whether the sign is turned; else $u_t = \eta_t g_t$.
+
+    Returns:
+      The rule; its state is empty for a number and holds `count` for a schedule.
+
+    Raises:
+      ValueError: the rate is negative or not finite.
+      TypeError: the rate is none of the above.
+
+    >>> rule = jl.scale_by_learning_rate(0.5)
+    >>> updates, state = rule.update(jnp.float32(2.0), rule.init(jnp.float32(1.0)))
+    >>> float(updates)
+    -1.0
+    """
+
+    def step(rate: Any, g: Array, p: Any, kept: Any) -> tuple[Array, Any]:
+        del p
+        if learning_rate is None:
+            return g, kept
+        rate = like(learning_rate, g) if rate is None else rate
+        return times(-rate if flip_sign else rate, g), kept
+
+    return lift("scale_by_learning_rate", scheduled(step, "learning_rate", learning_rate), chained=False)
+
+
+def scheduled(step: Any, name: str, value: ScalarOrSchedule, **options: Any) -> Stage:
+    """A stage that reads a hyper-parameter: a constant, or a schedule with a counter of its own.
+
+    Args:
+      step: it gets what the schedule gives, or None where the value is a constant.
+      name: of the hyper-parameter.
+      value: itself.
+      **options: of the stage.
+    """
+    if not callable(value):
+        return Stage(step, **options)
+    state = ScaleByScheduleState(count=count())
+    return Stage(step, state, shared=lambda kept: value(kept.count), scheduled=name, **options)

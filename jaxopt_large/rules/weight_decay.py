@@ -1,0 +1,36 @@
+"""Decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+from typing import Any
+
+from jaxtyping import Array
+
+from .._hyperparameters import Mask, Rate, checked
+from .._numerics import like, times
+from .._types import Rule
+from ..leafwise import lift
+from .learning_rate import scheduled
+
+__all__ = ["add_decayed_weights"]
+
+
+@checked
+def add_decayed_weights(weight_decay: Rate = 0.0, mask: Mask = None) -> Rule:
+    r"""Adds decoupled weight decay: $u_t = g_t + \lambda_t \theta_t$.
+
+    Args:
+      weight_decay: $\lambda$, a number >= 0, an array of shape (), or a schedule.
+      mask: which leaves decay: a glob over their paths, a tree of booleans, a prefix of one, or a function
+        from the parameters to one of these; all of them by default.
+
+    Raises:
+      ValueError: the decay is negative or not finite.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101, equation 12.
+    """
+
+    def step(decay: Any, g: Array, p: Array, kept: Any) -> tuple[Array, Any]:
+        decay = like(weight_decay, g) if decay is None else decay
+        return g + times(decay, p), kept
+
+    stage = scheduled(step, "weight_decay", weight_decay, needs_params=True, mask=mask)
+    return lift("add_decayed_weights", stage, chained=False)
