@@ -16,7 +16,7 @@ class LeafField:
     """A field that is a tree like the parameters, with one array for each.
 
     Attributes:
-      value: everywhere, at the beginning.
+      value: everywhere, at the beginning; None: the parameter's own values.
       dtype: by default the accumulation dtype. A field of complex parameters stays complex.
       real: whether the field is real even where parameters are complex, as a mean of squares is.
       shape: the parameter's shape -> the field's; by default the same.
@@ -36,6 +36,8 @@ class LeafField:
             dtype.kind == "c" and real_dtype(self.dtype) == jnp.dtype(self.dtype)
         ):
             dtype = jnp.dtype(self.dtype)
+        if self.value is None:
+            return param.astype(dtype)
         if self.shape is None:
             return jnp.full_like(param, self.value, dtype=dtype)
         return jnp.full(self.shape(param.shape), self.value, dtype)
@@ -62,6 +64,11 @@ def zeros(dtype: Any = None, *, real: bool = False) -> Any:
 def constant(value: Any, dtype: Any = None, *, real: bool = False) -> Any:
     """`value` like each parameter, in the accumulation dtype, or in `dtype`."""
     return LeafField(value, dtype, real)
+
+
+def first_parameters(dtype: Any = None) -> Any:
+    """The parameters as they are at the beginning."""
+    return LeafField(None, dtype)
 
 
 def shaped(

@@ -25,6 +25,7 @@ from ._state_fields import LeafField as LeafField
 from ._state_fields import SharedField as SharedField
 from ._state_fields import constant as constant
 from ._state_fields import count as count
+from ._state_fields import first_parameters as first_parameters
 from ._state_fields import random_key as random_key
 from ._state_fields import shaped as shaped
 from ._state_fields import shared as shared
