@@ -1,8 +1,7 @@
-"""What surrounds a rule while it runs: mapped axes that divide its leaves, and other wrappers.
+"""What surrounds a rule while it runs: mapped axes that divide its leaves.
 
 Inside `shard_map` and `pmap` a wrapper may hand its inner rule one device's share of each leaf. It
 announces the axis here; norms and decisions further down ask here, and know nothing of the wrapper.
-Wrappers whose order matters announce themselves too, so that an order that cannot work is refused.
 """
 
 import contextlib
@@ -15,7 +14,6 @@ import jax
 from ._window import Window
 
 _sharded_over: ContextVar[tuple[str, ...]] = ContextVar("sharded_over", default=())
-_surroundings: ContextVar[tuple[str, ...]] = ContextVar("surroundings", default=())
 _windows: ContextVar[Mapping[Any, Window]] = ContextVar("windows", default={})  # noqa: B039 - never mutated
 
 
@@ -23,13 +21,6 @@ _windows: ContextVar[Mapping[Any, Window]] = ContextVar("windows", default={})  
 def sharded_over(axis_name: str) -> Iterator[None]:
     """Declares that leaves inside the block are shares along `axis_name`."""
     with declared(_sharded_over, (*_sharded_over.get(), axis_name)):
-        yield
-
-
-@contextlib.contextmanager
-def surrounded_by(wrapper: str) -> Iterator[None]:
-    """Declares that rules inside the block are wrapped by `wrapper`."""
-    with declared(_surroundings, (*_surroundings.get(), wrapper)):
         yield
 
 
@@ -53,11 +44,6 @@ def windows(known: Mapping[Any, Window]) -> Iterator[None]:
 def window_of(path: Any) -> Window | None:
     """The declared window of the parameter on a key path; None where it is whole."""
     return _windows.get().get(path)
-
-
-def is_surrounded_by(wrapper: str) -> bool:
-    """Has a wrapper of this name announced itself?"""
-    return wrapper in _surroundings.get()
 
 
 def reduction_axes(axis_name: str | tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -2,21 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ._encoded import is_encoded
+from ._nodes import Place, StateNode, answers, bytes_of, nodes_in
 from ._owners import Owners, holder
-from ._partition import all_names, devices_along, in_words
 from ._paths import leaf_paths, path_string
 from ._types import Params
-from .groups import PartitionState
-from .placement._layout import Layout, is_zero
-from .placement._offload_state import is_offloaded
-from .storage.stored import is_stored
 
 NONE = "-"
 
@@ -51,14 +46,6 @@ class StateRow(NamedTuple):
     is_decided: bool
 
 
-class _Leaf(NamedTuple):
-    """What wrappers do with one array."""
-
-    bytes: int
-    device_bytes: int
-    where: str
-
-
 def state_rows(state: Any, params: Params, mapped: tuple[int, ...] = ()) -> list[StateRow]:
     """A row for each array, in the order of the parameters; first what all of them share.
 
@@ -70,9 +57,9 @@ def state_rows(state: Any, params: Params, mapped: tuple[int, ...] = ()) -> list
     names, params_leaves = leaf_paths(params), jax.tree.leaves(params)
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     owners = Owners(keys)
-    placed = placed_leaves(state, math.prod(mapped))
+    placed = places(state, math.prod(mapped))
     decided = [False] * len(placed)
-    for _, start, stop in spans(state, lambda x: is_zero(x) or is_offloaded(x) or is_stored(x)):
+    for _, start, stop in nodes_in(state, StateNode.decisions):
         decided[start:stop] = [True] * (stop - start)
     found: list[tuple[int, StateRow]] = []
     at = 0
@@ -105,51 +92,13 @@ def state_rows(state: Any, params: Params, mapped: tuple[int, ...] = ()) -> list
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
 
-def spans(state: Any, is_node: Callable[[Any], bool]) -> Iterator[tuple[Any, int, int]]:
-    """Each outermost node of a kind, and from which leaf of the state to which it reaches."""
-    at = 0
-    for node in jax.tree.leaves(state, is_leaf=is_node):
-        count = len(jax.tree.leaves(node)) if is_node(node) else 1
-        if is_node(node):
-            yield node, at, at + count
-        at += count
-
-
-def placed_leaves(state: Any, copies: int) -> list[_Leaf]:
-    """What `zero` and `offload` do with each array, in the order of `jax.tree.leaves`."""
-    sizes = [
-        bits_of(x) * x.size // 8 // copies for x in jax.tree.leaves(state)
-    ]  # inside mapped axes each device has one of `copies`
-    found = [_Leaf(size, size, "") for size in sizes]
-    for node, start, _ in spans(state, is_zero):
-        layout = node.layout
-        for j in range(len(layout.owners)):
-            size = found[start + j].bytes
-            if layout.mesh is None:
-                cut = layout.state[j]
-                where = "whole" if cut is None else "flat" if cut.dim is None else axes_of(layout, cut.dim)
-                found[start + j] = _Leaf(size, size, where)
-            else:
-                spec = layout.state_specs[j]
-                found[start + j] = _Leaf(
-                    size, size // devices_along(all_names(spec), layout.mesh), in_words(spec)
-                )
-    for node, start, _ in spans(state, is_offloaded):
-        for j, there in enumerate(node.hosted.on_host):
-            if there:
-                where = ", ".join(filter(None, [found[start + j].where, "host"]))
-                found[start + j] = _Leaf(found[start + j].bytes, 0, where)
+def places(state: Any, copies: int) -> list[Place]:
+    """Where each array is, in the order of `jax.tree.leaves`; inner nodes say first."""
+    sizes = [bytes_of(x) // copies for x in jax.tree.leaves(state)]  # inside mapped axes one of `copies`
+    found = [Place(size, size, "") for size in sizes]
+    for node, start, stop in reversed([*nodes_in(state, StateNode.places)]):
+        found[start:stop] = node.places(found[start:stop])
     return found
-
-
-def bits_of(x: Any) -> int:
-    """Of one element."""
-    return 4 if str(x.dtype) in ("int4", "uint4") else x.dtype.itemsize * 8
-
-
-def axes_of(layout: Layout, dim: int) -> str:
-    """In words, a dimension divided over mapped axes."""
-    return ", ".join(["-"] * dim + list(layout.axes))
 
 
 def rule_name(state: type) -> str:
@@ -199,15 +148,14 @@ def _described(
 
 
 def _groups(state: Any) -> dict[str, tuple[str, ...]]:
-    """Path -> the globs of the `partition`s that a parameter is in, the outermost first."""
+    """Path of a parameter -> the groups that it is in, the outermost first."""
     found: dict[str, tuple[str, ...]] = {}
-    for node in jax.tree.leaves(state, is_leaf=_is_partition):
-        if _is_partition(node):
-            inner = {glob: _groups(below) for glob, below in node.inner_states.items()}
-            for path, glob in node.groups.chosen:
-                found.setdefault(path, (glob, *inner.get(glob, {}).get(path, ())))
+    for node in filter(_has_groups, jax.tree.leaves(state, is_leaf=_has_groups)):
+        chosen = node.grouped()
+        inner = {id(below): _groups(below) for _, below in chosen.values()}
+        for path, (group, below) in chosen.items():
+            found.setdefault(path, (group, *inner[id(below)].get(path, ())))
     return found
 
 
-def _is_partition(x: Any) -> bool:
-    return isinstance(x, PartitionState)
+_has_groups = answers(StateNode.grouped)

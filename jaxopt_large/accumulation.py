@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from ._axes import is_surrounded_by, sum_over_shards, surrounded_by
+from ._axes import sum_over_shards
 from ._compat import like_varying
 from ._device_sums import DeviceSum, own_part
 from ._errors import Problems, is_rule, message
+from ._finite import all_finite
 from ._gradients import Gradients, add_other_shapes, in_order
+from ._nodes import StateNode, nodes_in
 from ._numerics import accumulation_dtype, safe_increment
+from ._order import Wrapper, check_order, inside
 from ._states import check_state, explained
 from ._static import is_placeholder
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
-from .placement._layout import is_zero
-from .safety import all_finite
 
 Mode = Literal["sharded", "deferred"]
 NonFinite = Literal["skip_micro_batch", "skip_step", "keep"]
@@ -97,15 +98,9 @@ def accumulate(
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> AccumulateState:
-        if mode == "deferred" and is_surrounded_by("zero"):
-            raise ValueError(
-                message(
-                    "accumulate",
-                    "mode 'deferred' is inside zero, which has reduced the gradients already",
-                    do="Write accumulate(zero(...), ..., mode='deferred'), or use mode 'sharded'",
-                )
-            )
-        with surrounded_by(f"accumulate {mode}"):
+        kind = Wrapper.ACCUMULATE_DEFERRED if mode == "deferred" else Wrapper.ACCUMULATE_SHARDED
+        check_order(kind)
+        with inside(kind):
             inner = rule.init(params)
         if mode == "deferred" and not is_placeholder(params):
             _check_reduced(inner, params, axis_name)
@@ -196,8 +191,8 @@ def _check(rule: Any, steps: Any, mode: Any, axis_name: Any, nonfinite: Any) -> 
 
 def _check_reduced(inner: State, params: Params, axis_name: str | None) -> None:
     """Raises unless a `zero` on the axis reduces the gradient of every parameter."""
-    zeros = [x.layout for x in jax.tree.leaves(inner, is_leaf=is_zero) if is_zero(x)]
-    reduced = sum(len(layout.params) for layout in zeros if layout.axes == (axis_name,))
+    found = nodes_in(inner, StateNode.reduced_gradients)
+    reduced = sum(node.reduced_gradients(axis_name) for node, _, _ in found)
     expected = len(jax.tree.leaves(params))
     if reduced != expected:
         raise ValueError(

@@ -2,49 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ._encoded import is_encoded
-from ._owners import Owners
-from ._partition import in_words
-from ._paths import leaf_paths
-from ._state_rows import NONE, StateRow, axes_of, bits_of, placed_leaves, state_rows
+from ._nodes import Decision, StateNode, answers, bytes_of, nodes_in
+from ._state_rows import NONE, StateRow, state_rows
 from ._tables import Table, fields_of, table
 from ._types import AnyRule, Params
-from .placement._layout import ZeroState, is_zero
-from .placement._offload_state import OffloadState, is_offloaded
 from .placement.shardings import abstract_init
-from .storage._choices import NOT_GIVEN
-from .storage.stored import StoredState, is_stored
 
+is_placed = answers(StateNode.places)
 _WRAPPERS = ("zero", "offload", "stored")
 _MOST_PRINTED = 60  # rows of a table: more than fit on a screen or two
-
-
-class Decision(NamedTuple):
-    """What a wrapper does with the state of one parameter.
-
-    Attributes:
-      wrapper: "zero", "offload" or "stored"; of an array that none of them holds, the transform that
-        keeps it, as `StateRow.rule` has it.
-      path: the parameter's.
-      shape: the parameter's; for "stored" and where there is no wrapper, of the leaf of the state.
-      where: the mesh axes of each dimension, "whole", "flat", "host" or "device"; for "stored", the
-        field and its format; where there is no wrapper, the field and its dtype.
-      bytes: of its state, on one device; for "stored" and where there is no wrapper, of the leaf.
-      reason: why.
-    """
-
-    wrapper: str
-    path: str
-    shape: tuple[int, ...]
-    where: str
-    bytes: int
-    reason: str
 
 
 class StateRows(Table):
@@ -167,18 +138,12 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     state, _ = abstract_init(rule, params, mapped)
     rows = state_rows(state, params, tuple(mapped.values()))
     decisions = [_undecided(row) for row in rows if not row.is_decided]
-    found: list[Decision] = []
-    for node in jax.tree.leaves(state, is_leaf=lambda x: is_zero(x) or is_offloaded(x)):
-        if is_offloaded(node):
-            found += _offloaded(node, params)
-            node = node.inner
-        for zero in filter(is_zero, jax.tree.leaves(node, is_leaf=is_zero)):
-            found += _divided(zero, params, math.prod(mapped.values()))
-    for node in filter(is_stored, jax.tree.leaves(state, is_leaf=is_stored)):
-        found += _stored(node)
+    nodes = [node for node, _, _ in nodes_in(state, StateNode.decisions)]
+    nodes.sort(key=lambda node: not is_placed(node))  # first where arrays are, then how they are kept
+    found = [row for node in nodes for row in node.decisions(params, math.prod(mapped.values()))]
     known = {row.path for row in found}
     decisions = [row for row in decisions if row.wrapper != NONE or row.bytes or row.path not in known]
-    return Explanation(decisions + found, rows, sum(_bytes(x) for x in jax.tree.leaves(params)))
+    return Explanation(decisions + found, rows, sum(bytes_of(x) for x in jax.tree.leaves(params)))
 
 
 def _undecided(row: StateRow) -> Decision:
@@ -186,74 +151,3 @@ def _undecided(row: StateRow) -> Decision:
         return Decision(row.rule, row.path, row.shape, NONE, 0, "no state")
     where = f"{row.field}: {row.dtype}"
     return Decision(row.rule, row.path, row.shape, where, row.bytes, "as the rule keeps it")
-
-
-def _bytes(x: Any) -> int:
-    x = x if hasattr(x, "dtype") else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
-    return x.size * bits_of(x) // 8
-
-
-def _stored(node: StoredState) -> list[Decision]:
-    rows = []
-    leaves = jax.tree.leaves(node.inner, is_leaf=is_encoded)
-    for c, x in zip(node.plan.choices, leaves, strict=True):
-        if c.format is not None:
-            held = c.format.bytes(c.shape)
-            rows.append(Decision("stored", c.path, c.shape, f"{c.field}: {c.format.name}", held, c.reason))
-        elif c.reason != NOT_GIVEN:
-            held = math.prod(c.shape) * bits_of(x) // 8
-            rows.append(Decision("stored", c.path, c.shape, f"{c.field}: {x.dtype}", held, c.reason))
-    return rows
-
-
-def _members(inner: Any, owners: Sequence[int | None], count: int, params: Params) -> list[tuple[str, Any]]:
-    """Path and shape of each parameter that a wrapper holds; it may stand around a part of them."""
-    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
-    if count == len(paths):
-        return [(path, tuple(jnp.shape(x))) for path, x in zip(paths, leaves, strict=True)]
-    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    index, found = Owners(keys), [(f"#{i}", tuple[int, ...]()) for i in range(count)]
-    for (path, _), owner in zip(jax.tree_util.tree_flatten_with_path(inner)[0], owners, strict=True):
-        number = None if owner is None else index.first(path)
-        if owner is not None and number is not None:
-            found[owner] = paths[number], tuple(jnp.shape(leaves[number]))
-    return found
-
-
-def _by_owner(owners: Sequence[int | None]) -> dict[int | None, list[int]]:
-    found: dict[int | None, list[int]] = {}
-    for j, owner in enumerate(owners):
-        found.setdefault(owner, []).append(j)
-    return found
-
-
-def _divided(node: ZeroState, params: Params, copies: int) -> list[Decision]:
-    layout, mine = node.layout, _by_owner(node.layout.owners)
-    members = _members(node.inner, layout.owners, len(layout.params), params)
-    placed = placed_leaves(node, max(copies, 1))
-    rows = []
-    for i, ((path, shape), cut) in enumerate(zip(members, layout.params, strict=True)):
-        held = sum(placed[j].device_bytes for j in mine.get(i, ()))
-        if cut is not None and cut.dim is None:
-            where = "flat"
-        elif layout.mesh is not None:
-            where = in_words(layout.share_specs[i])
-        else:
-            where = "whole" if cut is None or cut.dim is None else axes_of(layout, cut.dim)
-        rows.append(Decision("zero", path, shape, where, held, layout.reasons[i]))
-    return rows
-
-
-def _offloaded(node: OffloadState, params: Params) -> list[Decision]:
-    hosted, mine = node.hosted, _by_owner(node.hosted.owners)
-    inner = jax.tree.leaves(node.inner)
-    rows = []
-    members = _members(node.inner, hosted.owners, len(hosted.layers), params)
-    for i, (path, shape) in enumerate(members):
-        moved = [j for j in mine.get(i, ()) if hosted.on_host[j]]
-        way = f", streamed {hosted.ways[i]}" if i < len(hosted.ways) else ""
-        why = f"{len(moved)} of {len(mine.get(i, ()))} leaves in host memory{way}"
-        held = sum(_bytes(inner[j]) for j in mine.get(i, ()) if not hosted.on_host[j])
-        where = "host" if moved else "device"
-        rows.append(Decision("offload", path, shape, where, held, why if moved else "not chosen, or small"))
-    return rows

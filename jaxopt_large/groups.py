@@ -12,6 +12,7 @@ import optax
 from ._errors import Problems, is_rule, message
 from ._gradients import by_leaf, flat_gradients, is_missing, no_change
 from ._masks import spread
+from ._nodes import StateNode
 from ._paths import difference, first_match, leaf_paths, listed, matches, nearest
 from ._states import check_state
 from ._static import ANYTHING, StaticNode, is_placeholder
@@ -31,11 +32,19 @@ class Groups(StaticNode):
         return dict(self.chosen)
 
 
-class PartitionState(NamedTuple):
-    """State of `partition`: optax's `PartitionState`, and the groups."""
-
+class _PartitionFields(NamedTuple):
     inner_states: dict[str, optax.MaskedState]  # glob -> the state of its rule
     groups: Groups
+
+
+class PartitionState(_PartitionFields, StateNode):
+    """State of `partition`: optax's `PartitionState`, and the groups."""
+
+    __slots__ = ()
+
+    def grouped(self) -> dict[str, tuple[str, Any]]:
+        """Path of each parameter -> its glob, and the state of that glob's rule."""
+        return {path: (glob, self.inner_states[glob]) for path, glob in self.groups.chosen}
 
 
 def partition(

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
-from ._axes import reduction_axes, sum_over_shards, surrounded_by
+from ._axes import reduction_axes
 from ._errors import POSITIVE, check_hyperparameters, check_rule
+from ._finite import all_finite
 from ._global_norm import global_norm
 from ._gradients import present
 from ._numerics import as_scalar, is_complex, safe_increment, times, widest
+from ._order import Wrapper, inside
 from ._states import check_state, explained
 from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
 
@@ -106,7 +108,7 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
 
     def init(params: Params) -> SkipNonfiniteState:
         by_device = not reduction_axes(axis_name)  # inside a mapped axis devices would not decide alike
-        with surrounded_by("skip_nonfinite by device") if by_device else contextlib.nullcontext():
+        with inside(Wrapper.SKIP_BY_DEVICE) if by_device else contextlib.nullcontext():
             inner = rule.init(params)
         return SkipNonfiniteState(skipped=jnp.zeros((), jnp.int32), inner=inner)
 
@@ -125,17 +127,3 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
         return new_updates, SkipNonfiniteState(skipped=skipped, inner=inner)
 
     return make_rule(init, update)
-
-
-def all_finite(tree: Updates, axis_name: Any = None) -> Bool[Array, ""]:
-    """Is every element of every leaf, on every device that holds a share, finite?"""
-    bad = jnp.zeros((), jnp.int32)
-    for leaf in jax.tree.leaves(tree):
-        bad |= _is_bad(leaf)
-    return sum_over_shards(bad, axis_name) == 0
-
-
-@jax.jit
-def _is_bad(leaf: Array) -> Int[Array, ""]:
-    """1 where any element is not finite; traced once for all leaves of a shape."""
-    return jnp.any(~jnp.isfinite(leaf)).astype(jnp.int32)

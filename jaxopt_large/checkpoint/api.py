@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import Problems, message
+from .._nodes import StateNode, answers
 from .._paths import path_string
 from .._processes import is_writer, on_any
 from .._writing import not_written, number_of
-from ..placement._layout import is_zero
-from ..placement._offload_state import is_offloaded
 from ._checksums import checksums, on_host
 from ._files import standing, sync_to_disk, take_name
 from ._identity import identities
@@ -255,9 +254,7 @@ def _check_placed(who: str, like: Any) -> None:
     """Raises for planned states of `zero` and `offload` that do not say where they belong."""
     problems = Problems(who)
 
-    def is_placed(x: Any) -> bool:
-        return is_zero(x) or is_offloaded(x)
-
+    is_placed = answers(StateNode.places)
     for path, node in jax.tree_util.tree_flatten_with_path(like, is_leaf=is_placed)[0]:
         bare = [x for x in jax.tree.leaves(node) if isinstance(x, jax.ShapeDtypeStruct) and not x.sharding]
         if is_placed(node) and bare:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from .._encoded import is_encoded
 from .._errors import Problems, check_rule, message
+from .._nodes import own_arrays
 from .._owners import Owners, field_and_owner
 from .._paths import leaf_paths, path_string
 from .._states import parting
 from .._types import AnyRule, Params, State, as_leaves
 from ..storage.random import leaf_key
-from ..storage.stored import is_stored
 from ._identity import Identity, matched
 from ._matching import RestoreReport
 
@@ -112,7 +112,7 @@ def convert(
     )
 
 
-_OWN = "stored: "  # before the names of fields that `stored` has for itself
+_OWN = "own: "  # before the names of fields that a wrapper has for itself
 
 
 class _Named(NamedTuple):
@@ -136,18 +136,13 @@ class _Named(NamedTuple):
 
 
 def _named(tree: State, keys: list[Any], names: list[str]) -> list[_Named]:
-    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_stored)[0]
-    own = {
-        (*path, jax.tree_util.GetAttrKey(name))
-        for path, node in nodes
-        if is_stored(node)
-        for name in ("step", "seed", "residuals")
-    }
+    own, at = own_arrays(tree), 0
     owners, found = Owners(keys), []
     for path, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_encoded)[0]:
         field, owner = field_and_owner(path, keys, owners)
-        if any(path[:n] in own for n in range(1, len(path) + 1)):
+        if own[at]:
             field = _OWN + field
+        at += len(jax.tree.leaves(x))
         below = () if owner is None else keys[owner]
         around = path[: len(path) - len(below)]
         groups = tuple(str(k.key) for k in around if isinstance(k, jax.tree_util.DictKey))

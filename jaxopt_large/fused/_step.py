@@ -8,8 +8,8 @@ import jax
 import optax
 from jax.extend.core import jaxpr_as_fun
 
-from .._axes import surrounded_by
 from .._encoded import is_encoded
+from .._order import Wrapper, inside
 from .._states import explained
 from .._types import AnyRule, Params, State, Updates
 from ..passes.engine import SplitUpdate
@@ -57,7 +57,7 @@ class Step:
         """None: the step does more than its results, or they have another structure."""
 
         def surrounded(*args: Any) -> Any:
-            with surrounded_by("apply"):
+            with inside(Wrapper.APPLY):
                 return step(*args)
 
         traced = traced_update(surrounded, *args, keep=keep)

@@ -8,17 +8,18 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from .._axes import is_surrounded_by, surrounded_by
 from .._compat import auto_axes, reshard
 from .._errors import message
 from .._gradients import in_order
+from .._order import Wrapper, check_order, inside
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Updates, make_rule
 from ._cuts import Cut
 from ._init_in_place import init_in_place, traced_init
-from ._layout import Layout, ZeroState, check_updates
+from ._layout import Layout, check_updates
 from ._layout_jit import Options, describe_mesh, plan_layout
+from ._zero_state import ZeroState
 
 
 def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Options) -> Rule:
@@ -26,10 +27,10 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
     explicit = AxisType.Explicit in mesh.axis_types
 
     def init(params: Params) -> ZeroState:
-        check_order()
+        check_order(Wrapper.ZERO)
         if is_placeholder(params):
             return ZeroState(rule.init(params), ANYTHING)
-        with surrounded_by("zero"):
+        with inside(Wrapper.ZERO):
             closed, abstract = traced_init(rule.init, params)
             layout = plan_layout(rule, abstract, params, mesh, axes, options)
 
@@ -68,7 +69,7 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
                 logical = treedef.unflatten(_unpadded(inner, layout))
             # compiled apart from what surrounds it, the rule rounds alike on every mesh
             own, values = jax.lax.optimization_barrier((own, values))
-            with surrounded_by("zero"), explained("zero", rule.init, logical, own, values):
+            with inside(Wrapper.ZERO), explained("zero", rule.init, logical, own, values):
                 made, new = rule.update(own, logical, values, **rest(arrays))
             changes = jax.lax.optimization_barrier(gradients.changes(made, values))
             changes = place(place(changes, layout.share_specs), layout.param_specs)
@@ -85,40 +86,6 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         return gradients.treedef.unflatten(changes), ZeroState(treedef.unflatten(new), layout)
 
     return make_rule(init, update)
-
-
-def check_order(*, mapped: bool = False) -> None:
-    """Raises inside a wrapper inside which `zero` cannot do its work."""
-    if is_surrounded_by("accumulate sharded"):
-        raise ValueError(
-            message(
-                "zero",
-                "the rule is inside accumulate(mode='sharded'), whose accumulators it would not divide",
-                do="Write zero(accumulate(rule, steps), ...)",
-            )
-        )
-    if mapped and is_surrounded_by("skip_nonfinite by device"):
-        raise ValueError(
-            message(
-                "zero",
-                "the rule is inside skip_nonfinite, where each device would decide by its own gradients",
-                do="Write zero(skip_nonfinite(rule), axis_name=...), or give skip_nonfinite its axis_name",
-            )
-        )
-    if is_surrounded_by("stored"):
-        raise ValueError(
-            message(
-                "zero",
-                "the rule is inside stored, which would see whole leaves on every device",
-                do="Write zero(stored(rule, ...), ...)",
-            )
-        )
-    if is_surrounded_by("zero"):
-        raise ValueError(
-            message(
-                "zero", "the rule is inside another zero", allowed="one zero divides the state", do="Drop one"
-            )
-        )
 
 
 def _compiled(

@@ -1,7 +1,7 @@
 """Where each parameter and each leaf of the state stands: decided once, by `init`."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +53,6 @@ class Layout(StaticNode):
         return jax.tree.structure(inner).unflatten(shardings)
 
 
-class ZeroState(NamedTuple):
-    """State of `zero`: the wrapped rule's, divided, and how."""
-
-    inner: State
-    layout: Layout
-
-
 class MissingAxisError(ValueError):
     """A mapped axis is not there."""
 
@@ -79,10 +72,6 @@ def check_updates(layout: Layout, gradients: Gradients, params: Params | None) -
         else:
             add_other_shapes(problems, f"one of the {what}", leaves, expected, gradients.treedef)
     problems.raise_if_any()
-
-
-def is_zero(x: Any) -> bool:
-    return isinstance(x, ZeroState)
 
 
 def sharding_of(x: Any) -> Any:

@@ -9,31 +9,32 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from .._axes import sharded_over, surrounded_by, windows
+from .._axes import sharded_over, windows
 from .._compat import all_gather_invariant, as_varying, axis_size, varies
 from .._errors import message
 from .._gradients import in_order
 from .._numerics import accumulation_dtype
+from .._order import Wrapper, check_order, inside
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Scalar, Updates, make_rule
 from ._cuts import Cut
-from ._jit import check_order
-from ._layout import Layout, MissingAxisError, ZeroState, check_updates
+from ._layout import Layout, MissingAxisError, check_updates
 from ._layout_jit import Options
 from ._layout_mapped import my_windows, plan_shares, shapes_of_rank_one
 from ._reductions import refuse_reductions
+from ._zero_state import ZeroState
 
 
 def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule:
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> ZeroState:
-        check_order(mapped=True)
+        check_order(Wrapper.ZERO_MAPPED)
         if is_placeholder(params):
             return ZeroState(rule.init(params), ANYTHING)
         shares = _size(axis_name)
-        with sharded_over(axis_name), surrounded_by("zero"):
+        with sharded_over(axis_name), inside(Wrapper.ZERO):
             layout = plan_shares(rule, params, axis_name, shares, options)
             with windows(my_windows(params, layout)):
                 return ZeroState(rule.init(_own(params, layout)), layout)
@@ -61,7 +62,7 @@ def zero_in_mapped_axis(rule: AnyRule, axis_name: str, options: Options) -> Rule
         mine = treedef.unflatten(_mean_shares(gradients.leaves, layout, factor))
         values = None if params is None else _own(params, layout)
         known = windows(my_windows(treedef.unflatten(range(len(layout.params))), layout))
-        with sharded_over(axis_name), surrounded_by("zero"), known:
+        with sharded_over(axis_name), inside(Wrapper.ZERO), known:
             whole = shapes_of_rank_one((gradients.tree, gradients.tree if params is None else params))
             refuse_reductions(rule, mine, state.inner, values, extra, axis_name, whole)
             # compiled apart from the exchange, the rule rounds as it does unsharded

@@ -1,4 +1,4 @@
-"""Which leaves of a state are in the host's memory."""
+"""The state of `offload`: which leaves are in the host's memory, and what that means."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .._nodes import Decision, DiskForm, Place, StateNode, by_owner, bytes_of, members
 from .._static import StaticNode
-from .._types import State
+from .._types import Params, State
 
 
 @jax.tree_util.register_static
@@ -35,12 +36,43 @@ class OffloadPlan(StaticNode):
         )
 
 
-class OffloadState(NamedTuple):
-    """State of `offload`: the wrapped rule's, partly in host memory, and which part."""
-
+class _OffloadFields(NamedTuple):
     inner: State
     hosted: OffloadPlan
 
 
-def is_offloaded(x: Any) -> bool:
-    return isinstance(x, OffloadState)
+class OffloadState(_OffloadFields, StateNode):
+    """State of `offload`: the wrapped rule's, partly in host memory, and which part."""
+
+    __slots__ = ()
+
+    def to_disk(self, form: DiskForm) -> Any:
+        return form.of(self.inner)
+
+    def from_disk(self, values: Any, form: DiskForm) -> "OffloadState":
+        return OffloadState(form.back(values, self.inner), self.hosted)
+
+    def in_memory(self) -> "OffloadState":
+        inner = self.hosted.map_hosted(self.inner, lambda s: s.with_memory_kind("pinned_host"))
+        return OffloadState(inner, self.hosted)
+
+    def places(self, inner: list[Place]) -> list[Place]:
+        return [
+            Place(at.bytes, 0, ", ".join(filter(None, [at.where, "host"]))) if there else at
+            for at, there in zip(inner, self.hosted.on_host, strict=True)
+        ]
+
+    def decisions(self, params: Params, copies: int) -> list[Decision]:
+        del copies
+        hosted, mine = self.hosted, by_owner(self.hosted.owners)
+        inner, rows = jax.tree.leaves(self.inner), []
+        for i, (path, shape) in enumerate(members(self.inner, hosted.owners, len(hosted.layers), params)):
+            own = mine.get(i, [])
+            there = [j for j in own if hosted.on_host[j]]
+            way = f", streamed {hosted.ways[i]}" if i < len(hosted.ways) else ""
+            why = (
+                f"{len(there)} of {len(own)} leaves in host memory{way}" if there else "not chosen, or small"
+            )
+            held = sum(bytes_of(inner[j]) for j in own if not hosted.on_host[j])
+            rows.append(Decision("offload", path, shape, "host" if there else "device", held, why))
+        return rows

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from .._device_sums import is_device_sum
-from .._errors import message
+from .._nodes import StateNode, answers
 from .._owners import Owners
-from .._partition import entries, normal_spec, respelled
+from .._partition import respelled
 from .._types import AnyRule, Params
-from ._layout import Layout, MissingAxisError, ZeroState, is_zero
+from ._layout import MissingAxisError
 from .shardings import abstract_init
 
 
@@ -56,51 +55,24 @@ def mapped_state_specs(
         else like.flatten_up_to(_broadcast_specs(specs, params))
     )
 
-    def share_spec(layout: Layout, index: int) -> PartitionSpec:
-        cut, owner = layout.state[index], layout.owners[index]
-        rank = len(layout.shapes[index])
-        own = divided[owner] if owner is not None and len(layout.params) == len(divided) else PartitionSpec()
-        same = owner is not None and layout.shapes[index] == layout.param_shapes[owner]
-        if cut is not None and not same and own != PartitionSpec():
-            raise ValueError(
-                message(
-                    "mapped_state_specs",
-                    f"a state leaf of shape {layout.shapes[index]} follows a parameter with {own}",
-                    allowed="leaves of the parameter's shape",
-                    do="Use zero(rule, mesh, axis) under jit",
-                )
-            )
-        parts = entries(own, rank) if same else []
-        if cut is None:
-            return normal_spec(parts)
-        if cut.dim is None:  # each device's run of its own part
-            return normal_spec([(*(name for part in parts for name in part), *layout.axes)])
-        parts = parts or [()] * (cut.dim + 1)
-        parts[cut.dim] = (*parts[cut.dim], *layout.axes)
-        return normal_spec(parts)
-
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     owners = Owners(keys)
     shapes = [tuple(x.shape) for x in jax.tree.leaves(params)]
-    copies = len(axis_sizes)  # axes that `evaluated` adds in front
+    copies = len(axis_sizes)  # axes that `abstract_init` adds in front
 
     def outside(path: Any, shape: tuple[int, ...]) -> PartitionSpec:
         """Of a leaf that no `zero` divides: like the parameter on its path whose shape it has."""
         same = (i for i in owners.of(path) if shapes[i] == shape)
         return next((respelled(divided[i], len(shape)) for i in same), PartitionSpec())
 
-    def place(path: Any, node: Any) -> Any:
-        if is_device_sum(node):
-            below = jax.tree_util.tree_flatten_with_path(node)[0]
-            own = [outside((*path, *p), tuple(x.shape[copies + 1 :])) for p, x in below]
-            return jax.tree.structure(node).unflatten([PartitionSpec(node.axis_name, *s) for s in own])
-        if not is_zero(node):
-            return outside(path, tuple(node.shape[copies:]))
-        layout: Layout = node.layout
-        specs = [share_spec(layout, index) for index in range(len(layout.state))]
-        return ZeroState(jax.tree.structure(node.inner).unflatten(specs), layout)
+    is_divided = answers(StateNode.mapped_specs)
 
-    return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: is_zero(x) or is_device_sum(x))
+    def place(path: Any, node: Any) -> Any:
+        if not is_divided(node):
+            return outside(path, tuple(node.shape[copies:]))
+        return node.mapped_specs(lambda below, shape: outside((*path, *below), shape), divided, copies)
+
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_divided)
 
 
 def _broadcast_specs(specs: Any, params: Params) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from .._axes import is_surrounded_by
 from .._compat import to_host
-from .._errors import Problems, check_rule, message
+from .._errors import Problems, check_rule
+from .._order import Wrapper, check_order
 from .._paths import check_glob, leaf_paths, matches
 from .._states import check_state
 from .._static import ANYTHING, is_placeholder
@@ -62,14 +62,7 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> OffloadState:
-        if is_surrounded_by("zero"):
-            raise ValueError(
-                message("offload", "the rule is inside zero", do="Write offload(zero(rule, ...))")
-            )
-        if is_surrounded_by("stored"):
-            raise ValueError(
-                message("offload", "the rule is inside stored", do="Write offload(stored(rule, ...))")
-            )
+        check_order(Wrapper.OFFLOAD)
         if is_placeholder(params):
             return OffloadState(rule.init(params), ANYTHING)
         hosted = _plan(rule, params, only, layers, min_bytes)

@@ -7,13 +7,14 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from .._errors import Problems, check_rule, message
+from .._nodes import StateNode, answers, map_nodes, nodes_in
 from .._paths import leaf_paths
 from .._types import AnyRule, Params, as_leaves
-from ._layout import Layout, ZeroState, is_zero, sharding_of, without_aliases
+from ._layout import sharding_of, without_aliases
 from ._layout_jit import checked_mesh, param_specs
-from ._offload_state import OffloadState, is_offloaded
 from ._parameter_shardings import known_shardings
 from ._specs import infer_specs
+from ._zero_state import ZeroState
 
 _WHO = "state_shardings"
 
@@ -106,9 +107,11 @@ def state_shardings(
     whole = [PartitionSpec()] * len(jax.tree.leaves(params))
     divided = whole if mesh is None else param_specs(_WHO, params, mesh)
 
+    places_itself = answers(StateNode.shardings)
+
     def outside(state: Any) -> Any:
-        """The state without what `zero` has placed already."""
-        return jax.tree.map(lambda x: None if is_zero(x) else x, state, is_leaf=is_zero)
+        """The state without what a node places already."""
+        return jax.tree.map(lambda x: None if places_itself(x) else x, state, is_leaf=places_itself)
 
     followed = infer_specs(
         _WHO, lambda params: outside(rule.init(params)), outside(state), params, divided, mesh, specs
@@ -116,22 +119,13 @@ def state_shardings(
     everywhere = _everywhere(mesh, [*shardings.values()])
     found = iter(followed)
 
-    def place(node: Any) -> Any:
-        if is_zero(node):
-            return ZeroState(node.layout.state_shardings(node.inner), node.layout)
+    def place(leaf: Any) -> Sharding:
+        del leaf
         spec = next(found).spec
         return everywhere if mesh is None else NamedSharding(mesh, spec)
 
-    nodes, treedef = jax.tree.flatten(state, is_leaf=is_zero)
-    placed = treedef.unflatten([place(x) for x in nodes])
-    return jax.tree.map(_in_its_memory, placed, is_leaf=is_offloaded)
-
-
-def _in_its_memory(node: Any) -> Any:
-    if not is_offloaded(node):
-        return node
-    inner = node.hosted.map_hosted(node.inner, lambda s: s.with_memory_kind("pinned_host"))
-    return OffloadState(inner, node.hosted)
+    placed = map_nodes(StateNode.shardings, lambda node: node.shardings(), place, state)
+    return map_nodes(StateNode.in_memory, lambda node: node.in_memory(), lambda s: s, placed)
 
 
 def gradient_shardings(rule: AnyRule, params: Params) -> Any:
@@ -149,10 +143,10 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     """
     state, _ = abstract_init(rule, params)
     leaves, treedef = jax.tree.flatten(params)
-    for node in jax.tree.leaves(state, is_leaf=is_zero):
-        if is_zero(node) and node.layout.mesh is not None and len(node.layout.share_specs) == len(leaves):
-            layout: Layout = node.layout
-            return treedef.unflatten([NamedSharding(layout.mesh, spec) for spec in layout.share_specs])
+    for node, _, _ in nodes_in(state, StateNode.gradient_shardings):
+        found = node.gradient_shardings(len(leaves))
+        if found is not None:
+            return treedef.unflatten(found)
     raise ValueError(
         message("gradient_shardings", "no zero over all the parameters is in the rule", do="Wrap it in zero")
     )
@@ -216,7 +210,7 @@ def _check_arrays(params: Params) -> None:
 def _mesh_of(shardings: list[Sharding], state: Any) -> Any:
     """The mesh of the parameters, else that of a `zero`; None when there is none."""
     meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
-    meshes += [x.layout.mesh for x in jax.tree.leaves(state, is_leaf=is_zero) if is_zero(x)]
+    meshes += [node.layout.mesh for node, _, _ in nodes_in(state) if isinstance(node, ZeroState)]
     return meshes[0] if meshes else None
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from .._axes import is_surrounded_by, reduction_axes
+from .._axes import reduction_axes
 from .._encoded import is_encoded
 from .._gradients import Gradients
+from .._order import Wrapper, is_inside
 from .._states import explained
 from .._types import Params, Rule, State, Updates
 from ..passes.engine import SplitUpdate
@@ -49,7 +50,7 @@ def runs_in_windows(updates: Updates, params: Params | None) -> bool:
     """Are large leaves whole on one CPU device, in a program that is to be compiled?"""
     leaves, treedef = jax.tree.flatten(updates)
     return (
-        not is_surrounded_by("apply")  # which splits whole steps
+        not is_inside(Wrapper.APPLY)  # which splits whole steps
         and jax.device_count() == 1
         and jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty

@@ -1,6 +1,5 @@
 """How well a state's codes are used, measured."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +9,10 @@ from jaxtyping import Array
 
 from .._encoded import Encoded, is_encoded
 from .._errors import Problems, message
+from .._nodes import own_arrays
 from .._paths import path_string
 from .._tables import Table
 from .._types import State
-from .stored import is_stored
 
 
 class Usage(NamedTuple):
@@ -76,7 +75,7 @@ def storage_report(state: State, shadow: State | None = None) -> StorageReport:
     >>> report[0].path, report[0].saturated
     ('inner/0/nu/w', 1.0)
     """
-    nodes = list(_inner_leaves(state))
+    nodes = _inner_leaves(state)
     if any(isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer) for x in jax.tree.leaves(state)):
         raise TypeError(message("storage_report", "the state has no values", do="Pass arrays, outside jit"))
     truths = [None] * len(nodes) if shadow is None else jax.tree.leaves(shadow)
@@ -96,16 +95,14 @@ def storage_report(state: State, shadow: State | None = None) -> StorageReport:
     )
 
 
-def _inner_leaves(state: State) -> Iterator[tuple[Any, Any]]:
-    """Path and leaf of all that is not of `stored` itself, but of the rules in it and around it."""
-    for path, node in jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=lambda x: is_stored(x) or is_encoded(x)
-    )[0]:
-        if is_stored(node):
-            inside = (*path, jax.tree_util.GetAttrKey("inner"))
-            yield from (((*inside, *below), x) for below, x in _inner_leaves(node.inner))
-        else:
-            yield path, node
+def _inner_leaves(state: State) -> list[tuple[Any, Any]]:
+    """Path and leaf of all that is not a wrapper's own."""
+    found, at, own = [], 0, own_arrays(state)
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)[0]:
+        if not own[at]:
+            found.append((path, node))
+        at += len(jax.tree.leaves(node))
+    return found
 
 
 def _usage(path: str, x: Encoded, truth: Any) -> Usage:

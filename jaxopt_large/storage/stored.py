@@ -1,6 +1,7 @@
 """State, and parameters, in fewer bits: one wrapper for any rule."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,16 +11,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from .._axes import is_surrounded_by, surrounded_by
 from .._encoded import Coding, Encoded, is_encoded
 from .._errors import Problems, is_rule, message
 from .._gradients import Gradients, flat_gradients, in_order
+from .._nodes import Decision, StateNode, bits_of
 from .._numerics import safe_increment
+from .._order import Wrapper, check_order, inside
 from .._paths import leaf_paths, listed
 from .._states import check_state
 from .._static import ANYTHING, StaticNode, is_placeholder
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
-from ._choices import Choice, choose
+from ._choices import NOT_GIVEN, Choice, choose
 from ._codec import Codec
 from ._format import Format
 from ._update import updated
@@ -42,14 +44,42 @@ class StoredPlan(StaticNode):
     codings: tuple[Coding | None, ...]
 
 
-class StoredState(NamedTuple):
-    """State of `stored`."""
-
-    step: Int[Array, ""]  # steps taken; with the seed all there is to random rounding
+class _StoredFields(NamedTuple):
+    step: Int[Array, ""]
     seed: UInt32[Array, ""]
-    residuals: Any  # of split parameters, int8, like the parameters; None where there is none
-    inner: State  # the wrapped rule's, with `Encoded` arrays in it
+    residuals: Any
+    inner: State
     plan: StoredPlan
+
+
+class StoredState(_StoredFields, StateNode):
+    """State of `stored`.
+
+    Attributes:
+      step: steps taken; with the seed all there is to random rounding.
+      seed: of random rounding.
+      residuals: of split parameters, int8, like the parameters; None where there is none.
+      inner: the wrapped rule's, with `Encoded` arrays in it.
+      plan: what was decided.
+    """
+
+    __slots__ = ()
+    own = ("step", "seed", "residuals")
+
+    def decisions(self, params: Params, copies: int) -> list[Decision]:
+        """Of each array of the inner state that has a format, or was to have one."""
+        del params, copies
+        rows = []
+        leaves = jax.tree.leaves(self.inner, is_leaf=is_encoded)
+        for c, x in zip(self.plan.choices, leaves, strict=True):
+            if c.format is not None:
+                name, held = c.format.name, c.format.bytes(c.shape)
+            elif c.reason != NOT_GIVEN:
+                name, held = str(x.dtype), math.prod(c.shape) * bits_of(x) // 8
+            else:
+                continue
+            rows.append(Decision("stored", c.path, c.shape, f"{c.field}: {name}", held, c.reason))
+        return rows
 
 
 def stored(
@@ -109,15 +139,14 @@ def stored(
     kept = params
 
     def init(params: Params) -> StoredState:
-        if is_surrounded_by("stored"):
-            raise ValueError(message("stored", "is inside another stored", do="Name all fields in one"))
+        check_order(Wrapper.STORED)
         if is_placeholder(params):
             step, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32)
             return StoredState(step, number, None if kept is None else params, rule.init(params), ANYTHING)
         _warn_of_low_precision(params, kept)
         residuals = None if kept is None else jax.tree.map(lambda p: _residual(kept, p), params)
         wide = params if kept is None else jax.tree.map(_widened, params)
-        with surrounded_by("stored"):
+        with inside(Wrapper.STORED):
             inner = rule.init(wide)
             choices = choose("stored", rule, wide, inner, formats)
         step, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32)
@@ -144,7 +173,7 @@ def stored(
         given = jax.tree.structure(state.inner)
         codec = Codec(kept, state.plan.choices, state.seed, step, like)
         held = (_put_together(state.inner, state.plan), state.residuals)
-        with surrounded_by("stored"):
+        with inside(Wrapper.STORED):
             changes, (inner, residuals) = updated(codec, rule, gradients, held, params, extra)
         if given != jax.tree.structure(inner):
             inner = given.unflatten(jax.tree.leaves(inner))
@@ -172,11 +201,6 @@ def _put_together(inner: State, plan: StoredPlan) -> State:
 
 def _is_taken_apart(x: Any) -> bool:
     return isinstance(x, Mapping) and set(x) in ({"codes"}, {"codes", "scales"})
-
-
-def is_stored(x: Any) -> bool:
-    """Is it a state of `stored`?"""
-    return isinstance(x, StoredState)
 
 
 def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:
