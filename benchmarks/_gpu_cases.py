@@ -22,6 +22,7 @@ from _rows import first_line
 import jaxopt_large as jl
 from jaxopt_large.fused import _kernel
 from jaxopt_large.fused._step import Step, step_of
+from jaxopt_large.fused.targets import TARGETS
 from tests.fused import cases
 
 _SHAPES = {  # in the eyes of a kernel
@@ -105,7 +106,7 @@ def _compared(case, options):
         grads[-1]["small"] *= np.nan
     args = (grads[0], state, params)
     passes = [p for p in Step.taken(step_of(rule, {}), args).split.passes if p.has_blocks]
-    if all(reasons := [_kernel.why_not(p, "gpu") for p in passes]):
+    if all(reasons := [_kernel.why_not(p, TARGETS["gpu"]) for p in passes]):
         return {"status": "no kernel", "why": reasons[0]}
     steps = {k: functools.partial(jl.apply, rule, kernels=k) for k in ("gpu", "xla", "interpret")}
     fast = jax.jit(steps["interpret" if options["rehearse"] else "gpu"]).lower(*args).compile()

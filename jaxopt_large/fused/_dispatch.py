@@ -12,9 +12,9 @@ from ..passes.pass_call import PassCall, Way, each
 from ..passes.passes import Pass
 from . import _kernel
 from ._meshes import Placed, where_of
+from .targets import TARGETS
 
-WAYS = ("auto", "xla", *_kernel.TARGETS)
-_PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}  # as JAX names them -> as kernels are named
+WAYS = ("auto", "xla", *TARGETS)
 FEWEST = 2**16  # elements; what is smaller is left to XLA, which launches many of them at once
 
 
@@ -59,12 +59,12 @@ def why_whole(pass_: Pass, where: Placed | str | None) -> str | None:
 
 
 def _why_no_kernel(pass_: Pass, where: Placed | str | None, target: str) -> str | None:
-    return _kernel.why_not(where.local(pass_) if isinstance(where, Placed) else pass_, target)
+    return _kernel.why_not(where.local(pass_) if isinstance(where, Placed) else pass_, TARGETS[target])
 
 
 def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
     """A pass on leaves with equal passes, with the ways that are asked for."""
-    where = where_of(pass_, alone=kernels in _kernel.TARGETS) if pass_.has_blocks else None
+    where = where_of(pass_, alone=kernels in TARGETS) if pass_.has_blocks else None
     whole = each(pass_.whole)
 
     def kernel(target: str) -> Way:
@@ -73,19 +73,19 @@ def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
                 return pass_.whole(arrays, scalars)
             if isinstance(where, Placed):
                 return _mapped(pass_, where, holds, arrays, scalars, target)
-            return _kernel.kernel(pass_, holds, arrays, scalars, target)
+            return _kernel.kernel(pass_, holds, arrays, scalars, TARGETS[target])
 
         return each(one)
 
     def loop(arrays: Any, scalars: Any, token: Any) -> tuple[list[list[Any]], Any]:
         return cpu.loop(pass_, holds, arrays, scalars, token)
 
-    if kernels in _kernel.TARGETS:
+    if kernels in TARGETS:
         runs = pass_.has_blocks and not isinstance(where, str)
         return PassCall(kernel(kernels) if runs else whole, {})
     if kernels != "auto" or why_whole(pass_, where) is not None:
         return PassCall(whole, {})
-    ways = {platform: kernel(target) for platform, target in _PLATFORMS.items()}
+    ways = {target.platform: kernel(name) for name, target in TARGETS.items() if target.platform}
     return PassCall(whole, ways | ({"cpu": loop} if where is None else {}))
 
 
@@ -96,7 +96,9 @@ def _mapped(
     local = where.local(pass_)
 
     def own(arrays: list[Any], scalars: list[Any]) -> list[Any]:
-        return _kernel.kernel(local, holds, arrays, scalars, target, offsets=where.offsets(local.shape))
+        return _kernel.kernel(
+            local, holds, arrays, scalars, TARGETS[target], offsets=where.offsets(local.shape)
+        )
 
     specs = [where.spec_of(pass_.kinds[v]) for v in pass_.inputs]
     out_specs = [where.spec_of(pass_.kinds[v]) for v in pass_.results.values()]

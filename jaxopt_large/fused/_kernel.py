@@ -14,16 +14,12 @@ from .._encoded import BLOCK
 from ..passes.codecs import CodecCall
 from ..passes.loop import Hold
 from ..passes.passes import Order, Pass
-from . import _triton
-from ._blocks import blocks_of
 from ._lowerable import not_lowerable, run_lowerable
-from ._tiles import TPU_LIMIT, NoTileError, Tile, runs_at_once, tile_for
-
-TARGETS = ("tpu", "gpu", "interpret")
+from .targets import NoTileError, Target, Tile, runs_at_once
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _TileView:
     """Where a tile is; its leading axes are gone.
 
     Attributes:
@@ -72,15 +68,15 @@ def _flat(order: Order) -> Order:
     return (1, 0) if order.index(last) < order.index(last - 1) else (0, 1)
 
 
-def why_not(pass_: Pass, target: str) -> str | None:
+def why_not(pass_: Pass, target: Target) -> str | None:
     """Why no kernel can run a pass; None: one can."""
-    if target == "gpu" and (reason := _triton.why_not(pass_)):
+    if reason := target.why_not(pass_):
         return reason
     try:
-        tile = tile_for(pass_, target)
+        tile = target.tile(pass_)
     except NoTileError as error:
         return str(error)
-    unknown = not_lowerable(_traced(pass_, blocks_of(pass_, tile, target).run))
+    unknown = not_lowerable(_traced(pass_, target.blocks(pass_, tile).run))
     return f"its equations have {', '.join(unknown)}" if unknown else None
 
 
@@ -90,12 +86,12 @@ def _traced(pass_: Pass, tile: Tile) -> Any:
     length = pass_.shape[-1]
 
     def run(starts: list[Any], bases: list[Any], arrays: list[Any], scalars: list[Any]) -> list[Any]:
-        place = _Place(tile, tuple(starts), tuple(bases), length, length % tile.columns != 0)
+        place = _TileView(tile, tuple(starts), tuple(bases), length, length % tile.columns != 0)
         values = dict(zip((*pass_.inputs, *pass_.scalars), (*arrays, *scalars), strict=True))
         wanted = list(pass_.results.values())
         return pass_.computed(values, wanted, functools.partial(pass_.on_view, place))
 
-    shape_of = _Place(tile, (), (), length, False).shape_of
+    shape_of = _TileView(tile, (), (), length, False).shape_of
     return jax.make_jaxpr(run)(
         [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
         [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
@@ -109,7 +105,7 @@ def kernel(
     holds: Sequence[Hold],
     arrays: Sequence[Any],
     scalars: Sequence[Any],
-    target: str,
+    target: Target,
     *,
     offsets: Sequence[Any] | None = None,
     interpret: bool = False,
@@ -121,15 +117,15 @@ def kernel(
       holds: for each result, the input whose place it takes.
       arrays: the inputs.
       scalars: what is computed before.
-      target: "tpu", "gpu" or "interpret".
+      target: what it is compiled for.
       offsets: where these arrays begin in those that random bits are drawn for; by default at 0.
       interpret: run it on any platform, for tests.
 
     Raises:
       NoTileError: `why_not` would have said so.
     """
-    tile = tile_for(pass_, target)
-    edges = blocks_of(pass_, tile, target)
+    tile = target.tile(pass_)
+    edges = target.blocks(pass_, tile)
     closed = _traced(pass_, edges.run)
     wanted = list(pass_.results.values())
     rank = len(pass_.shape)
@@ -166,13 +162,13 @@ def kernel(
     call = pl.pallas_call(
         body,
         grid=edges.grid,
-        in_specs=[*(_vector_spec(x, target) for x in vectors), *(edges.spec(v) for v in pass_.inputs)],
+        in_specs=[*(target.numbers_spec(x) for x in vectors), *(edges.spec(v) for v in pass_.inputs)],
         out_specs=[edges.spec(v) for v in wanted],
         out_shape=[jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in wanted],
         input_output_aliases={2 + n: k for k, hold in enumerate(holds) for n in hold.inputs},
-        interpret=interpret or target == "interpret",
+        interpret=interpret or target.interpreted,
         name="jaxopt_large_step",
-        **_options(target),
+        **target.options(),
     )
     return list(call(*vectors, *arrays))
 
@@ -188,21 +184,3 @@ def _looped(one: Callable[..., None], tile: Tile, run: Tile) -> None:
     def _(n: Any) -> None:
         for k in range(together):
             one(*(f(n * together + k, jnp.int32(across)) for f in (jax.lax.div, jax.lax.rem)))
-
-
-def _vector_spec(x: Any, target: str) -> pl.BlockSpec:
-    if target == "tpu":
-        from jax.experimental.pallas import tpu as pltpu
-
-        return pl.BlockSpec(memory_space=pltpu.SMEM)
-    return pl.BlockSpec(x.shape, lambda *index: (0,))
-
-
-def _options(target: str) -> dict[str, Any]:
-    if target == "gpu":
-        return _triton.options()
-    if target == "tpu":
-        from jax.experimental.pallas import tpu as pltpu
-
-        return {"compiler_params": pltpu.CompilerParams(vmem_limit_bytes=TPU_LIMIT)}
-    return {}

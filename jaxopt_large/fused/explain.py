@@ -11,10 +11,10 @@ from .._tables import Table
 from .._types import AnyRule, Params
 from ..passes.passes import Pass
 from ..placement.shardings import abstract_init
-from ._blocks import bytes_moved
 from ._dispatch import chosen
 from ._meshes import Placed, where_of
 from ._step import Step, step_of
+from .targets import TARGETS
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 _READ_APART = 8  # bytes of an element to encode: XLA writes it in float32, reads it for maxima and for codes
@@ -117,17 +117,11 @@ def _row(path: str, leaf: Any, pass_: Pass, platform: str, alone: bool) -> LeafP
     if pass_.precomputed:
         why += f"; XLA makes {len(pass_.precomputed)} arrays for it before, which is not counted"
     local = where.local(pass_) if isinstance(where, Placed) else pass_
-    read = sum(_bytes(local.types[v]) for v in local.inputs)
-    written = sum(_bytes(local.types[v]) for v in local.results.values())
-    floor = read + written - sum(_bytes(local.types[v]) for v in local.precomputed)
-    if name == "kernel" and platform == "tpu":
-        read, written = bytes_moved(local, platform)
+    read, written = (sum(map(local.bytes_of, vs)) for vs in (local.inputs, local.results.values()))
+    floor = read + written - sum(map(local.bytes_of, local.precomputed))
+    if name == "kernel":
+        read, written = TARGETS[platform].moved(local)
     elif name == "xla" and pass_.has_blocks:
         encoded = sum(pass_.kinds[v] is not None for v in pass_.results.values())
         read, written = read + _READ_APART * encoded * local.size, written + 4 * encoded * local.size
     return LeafPass(path, shape, name, why, read, written, floor, (read + written) / floor)
-
-
-def _bytes(kind: Any) -> int:
-    bits = 4 if str(kind.dtype) in ("int4", "uint4") else 8 * kind.dtype.itemsize
-    return kind.size * bits // 8

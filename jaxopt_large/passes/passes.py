@@ -49,6 +49,12 @@ class Pass:
         """Elements of one array."""
         return math.prod(self.shape)
 
+    def bytes_of(self, variable: Variable) -> int:
+        """Of an array or of scales."""
+        kind = self.types[variable]
+        bits = 4 if str(kind.dtype) in ("int4", "uint4") else 8 * kind.dtype.itemsize
+        return kind.size * bits // 8
+
     @functools.cached_property
     def has_blocks(self) -> bool:
         """Is an array encoded in blocks? All else XLA fuses by itself."""

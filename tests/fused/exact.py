@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxopt_large.fused import _kernel
 from jaxopt_large.fused._step import Step, step_of
+from jaxopt_large.fused.targets import TARGETS
 from tests.fused import cases
 
 
@@ -41,7 +42,7 @@ def differs(name, formats, kind, shape, around, target):
     passes = [p for p in taken.split.passes if p.shape == shape and p.has_blocks]
     assert len(passes) == 1, (name, formats, [p.shape for p in taken.split.passes])
     (pass_,) = passes
-    if (why := _kernel.why_not(pass_, target)) is not None:
+    if (why := _kernel.why_not(pass_, TARGETS[target])) is not None:
         return why
     with jax.disable_jit():
         want = jax.tree.leaves(step(*args))
@@ -49,7 +50,7 @@ def differs(name, formats, kind, shape, around, target):
         taken.split.graph.give(k, x)
     with jax.disable_jit():
         given = taken.split.graph.computed(pass_.inputs), taken.split.graph.computed(pass_.scalars)
-    got = _kernel.kernel(pass_, taken.split.holds(pass_), *given, target, interpret=True)
+    got = _kernel.kernel(pass_, taken.split.holds(pass_), *given, TARGETS[target], interpret=True)
     for k, x in zip(pass_.results, got, strict=True):
         x, y = np.asarray(x), np.asarray(want[k])
         wrong = int(np.sum(~((x == y) | ((x != x) & (y != y)))))

@@ -15,9 +15,9 @@ import pytest
 from jax.experimental import pallas as pl
 
 import jaxopt_large as jl
-from jaxopt_large.fused import _kernel, _lowerable, _triton
+from jaxopt_large.fused import _kernel, _lowerable
 from jaxopt_large.fused._step import Step, step_of
-from jaxopt_large.fused._tiles import tile_for
+from jaxopt_large.fused.targets import TARGETS, _triton
 from jaxopt_large.passes.loop import Hold
 
 from . import cases
@@ -84,7 +84,7 @@ def test_every_kernel_lowers_for_gpus(name, formats, kind, shape):
 def test_tiles_are_what_chips_take(shape, target):
     rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
     (pass_,), _ = _passes(rule, (7000, shape[1]) if shape == (7, 129) else shape)
-    tile = tile_for(pass_, target)
+    tile = TARGETS[target].tile(pass_)
     assert tile.columns % 128 == 0
     if target == "gpu":
         assert all(n & (n - 1) == 0 for n in tile)
@@ -104,7 +104,7 @@ def test_tiles_are_what_chips_take(shape, target):
 )
 def test_why_there_is_no_kernel(rule, shape, target, why):
     passes, _ = _passes(jl.stored(rule(), mu=jl.int8(), nu=jl.int8()), shape)
-    found = [_kernel.why_not(p, target) for p in passes]
+    found = [_kernel.why_not(p, TARGETS[target]) for p in passes]
     assert all(f is None for f in found) if why is None else why in found[0]
 
 
@@ -125,9 +125,11 @@ def _registers(jaxpr):
 def test_code_does_not_grow_with_tiles(shape):
     """Compilers take seconds where all of a tile is unrolled."""
     (pass_,), _ = _passes(jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8()), shape)
-    tile = tile_for(pass_, "tpu")
+    tile = TARGETS["tpu"].tile(pass_)
     assert tile.rows * tile.columns >= min(math.prod(shape), 2**16)  # what is moved at once stays large
-    traced = jax.make_jaxpr(lambda *a: _kernel.kernel(pass_, [Hold()] * len(pass_.results), *a, "tpu"))
+    traced = jax.make_jaxpr(
+        lambda *a: _kernel.kernel(pass_, [Hold()] * len(pass_.results), *a, TARGETS["tpu"])
+    )
     numbers = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.scalars]
     arrays = [jax.ShapeDtypeStruct(pass_.types[v].shape, pass_.types[v].dtype) for v in pass_.inputs]
     (call,) = [e for e in traced(arrays, numbers).jaxpr.eqns if e.primitive.name == "pallas_call"]

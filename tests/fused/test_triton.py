@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxopt_large as jl
-from jaxopt_large.fused import _triton
+from jaxopt_large.fused.targets import _triton
 
 from . import cases
 

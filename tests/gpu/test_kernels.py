@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jaxopt_large as jl
-from jaxopt_large.fused import _triton
+from jaxopt_large.fused.targets import _triton
 
 from ..fused import cases
 

@@ -16,8 +16,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxopt_large as jl
-from jaxopt_large.fused._blocks import bytes_moved
 from jaxopt_large.fused._step import Step, step_of
+from jaxopt_large.fused.targets import TARGETS
 
 from ..fused import cases
 
@@ -80,7 +80,7 @@ def test_int8_adamw_moves_the_bytes_of_its_floor(chip, kept):
         math.prod(x.shape) * x.dtype.itemsize * n
         for x, n in ((grads, 1), (params, 2), *((x, 2) for x in jax.tree.leaves(state) if x.ndim))
     )
-    assert sum(bytes_moved(pass_, "tpu")) <= 1.15 * floor
+    assert sum(TARGETS["tpu"].moved(pass_)) <= 1.15 * floor
 
 
 def test_on_a_mesh_of_eight_chips():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..passes.passes import Pass
+from ...passes.passes import Pass
 
 _WARPS = 4
 _OLDEST = 8.0  # compute capability: Ampere. Of what is older the compiler says so, and of float8 below

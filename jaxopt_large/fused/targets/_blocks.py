@@ -2,53 +2,14 @@
 
 import dataclasses
 import functools
-import itertools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from ..passes.passes import Pass
-from . import _triton
-from ._tiles import Tile, block_of, index_of, inner_axis, run_of, tile_for
-
-_LANES, _SUBLANES = 128, 8  # of a TPU's tile of 32-bit numbers
-
-
-def blocks_of(pass_: Pass, tile: Tile, target: str) -> "Blocks":
-    """What a target wants: "tpu", "gpu" or "interpret"."""
-    padded = any(n % size for n, size in zip(pass_.shape[-2:], tile, strict=True))
-    if target == "gpu":
-        return (_Masked if padded else _Free)(pass_, tile)
-    return Blocks(pass_, tile)
-
-
-def bytes_moved(pass_: Pass, target: str) -> tuple[int, int]:
-    """Bytes that a kernel reads and writes: blocks with their padding, as often as the grid comes to them."""
-    blocks = blocks_of(pass_, tile_for(pass_, target), target)
-    sums = []
-    for variables in (pass_.inputs, tuple(pass_.results.values())):
-        sums.append(sum(_block_bytes(blocks, v, target) * _visits(blocks, v) for v in variables))
-    return sums[0], sums[1]
-
-
-def _visits(blocks: "Blocks", v: Any) -> int:
-    """How often another block of an array is wanted."""
-    index_map: Any = blocks.spec(v).index_map
-    places = (index_map(*n) for n in itertools.product(*map(range, blocks.grid)))
-    return sum(1 for _ in itertools.groupby(places))
-
-
-def _block_bytes(blocks: "Blocks", v: Any, target: str) -> int:
-    block: Any = blocks.spec(v).block_shape
-    shape = [n for n in block if n is not None]
-    size = blocks.pass_.types[v].dtype.itemsize
-    if target == "tpu":
-        unit = _SUBLANES * 4 // size
-        shape[-2:] = [-(-shape[-2] // unit) * unit, -(-shape[-1] // _LANES) * _LANES]
-    return math.prod(shape) * size
+from ...passes.passes import Pass
+from ._tiles import Tile, block_of, index_of, inner_axis, run_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,43 +90,3 @@ class Blocks:
         if order is not None and self.inner is not None:
             parts[self.inner] = index[self.inner]
         return tuple(parts[axis] for axis in order or range(rank) if parts[axis] is not None)
-
-
-class _Free(Blocks):
-    """The same where any block will do."""
-
-    inner = None
-
-    @property
-    def run(self) -> Tile:
-        return self.tile
-
-
-class _Masked(_Free):
-    """Tiles that are read and written by address, with a mask for what lies beyond an array."""
-
-    def spec(self, v: Any) -> pl.BlockSpec:
-        shape = self.pass_.types[v].shape
-        return pl.BlockSpec(shape, lambda *index: (0,) * len(shape))
-
-    def load(self, ref: Any, v: Any, index: list[Any], *run: Any) -> Any:
-        return _triton.load(ref, *self._at(v, index))
-
-    def store(self, ref: Any, v: Any, index: list[Any], x: Any, *run: Any) -> None:
-        _triton.store(ref, *self._at(v, index), x)
-
-    def _at(self, v: Any, index: list[Any]) -> tuple[tuple[Any, ...], Any]:
-        order, rank, shape = self.pass_.kinds[v], len(self.pass_.shape), self.pass_.types[v].shape
-        sizes, places = block_of(order, rank, self.tile), index_of(order, tuple(index))
-        where = tuple(
-            place if size is None else pl.ds(place * size, size)
-            for place, size in zip(places, sizes, strict=True)
-        )
-        boxed = [
-            (n, size, place) for n, size, place in zip(shape, sizes, places, strict=True) if size is not None
-        ]
-        box = tuple(size for _, size, _ in boxed)
-        mask = jnp.ones(box, jnp.bool_)
-        for axis, (n, size, place) in enumerate(boxed):
-            mask &= jax.lax.broadcasted_iota(jnp.int32, box, axis) + place * size < n
-        return where, mask
