@@ -15,7 +15,7 @@ def _bits(tree):
 
 @pytest.mark.compat
 def test_the_norm_is_float32_whatever_the_leaves_are():
-    """FACTS A1: optax gets 512, and an infinite norm."""
+    """In low precision optax gets 512, and an infinite norm."""
     params = [jnp.ones(640, jnp.bfloat16) for _ in range(1000)]
     assert float(jl.global_norm(params)) == pytest.approx(800.0, rel=1e-6)
     fp16 = {"w": jnp.full((100,), 300.0, jnp.float16)}

@@ -13,6 +13,7 @@ from .._compat import varying_axes
 from .._encoded import BLOCK
 from .._partition import devices_along, names_in
 from ..passes.passes import Order, Pass
+from ..tracing import primitives as table
 
 UNKNOWN = "the layout of its arrays on the mesh is not known; zero or Explicit axes tell it"
 
@@ -111,7 +112,7 @@ def _known(pass_: Pass) -> dict[Any, NamedSharding]:
             if isinstance(sharding, NamedSharding) and _tells(sharding, eqn):
                 found[eqn.outputs[0]] = sharding
                 found.setdefault(eqn.inputs[0], sharding)
-        elif eqn.of.primitive.name in ("add", "add_any", "convert_element_type", "copy"):
+        elif table.known(eqn.of).placed:
             known = [found[a] for a in eqn.inputs if not hasattr(a, "value") and a in found]
             if known:
                 found.setdefault(eqn.outputs[0], known[-1])

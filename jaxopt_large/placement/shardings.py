@@ -14,7 +14,6 @@ from ._layout import sharding_of, without_aliases
 from ._layout_jit import checked_mesh, param_specs
 from ._parameter_shardings import known_shardings
 from ._specs import infer_specs
-from ._zero_state import ZeroState
 
 _WHO = "state_shardings"
 
@@ -208,9 +207,10 @@ def _check_arrays(params: Params) -> None:
 
 
 def _mesh_of(shardings: list[Sharding], state: Any) -> Any:
-    """The mesh of the parameters, else that of a `zero`; None when there is none."""
+    """The mesh of the parameters, else that of a node that places its arrays; None when there is none."""
     meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
-    meshes += [node.layout.mesh for node, _, _ in nodes_in(state) if isinstance(node, ZeroState)]
+    placed = [node.shardings() for node, _, _ in nodes_in(state, StateNode.shardings)]
+    meshes += [s.mesh for s in jax.tree.leaves(placed)]
     return meshes[0] if meshes else None
 
 

@@ -8,6 +8,7 @@
 | typing | only types a value as different on devices, or spreads it |
 | sign | the result is never negative if no operand is |
 | square | the result is never negative |
+| placed | the result lies where its operands lie |
 | kernel | the compilers of Pallas kernels take it, with what `fused` makes of it |
 | call | calls a function that can be written in its place |
 | whole | over a mapped axis it makes the same of all shares |
@@ -20,8 +21,8 @@ _ROWS = """
     abs                     element square kernel
     acos                    element
     acosh                   element
-    add                     element sign kernel
-    add_any                 element sign kernel
+    add                     element sign kernel placed
+    add_any                 element sign kernel placed
     all_gather              whole
     all_gather_invariant    whole
     and                     element kernel
@@ -43,8 +44,8 @@ _ROWS = """
     complex                 element
     concatenate             sign kernel
     conj                    element
-    convert_element_type    element sign kernel
-    copy                    element handed sign kernel
+    convert_element_type    element sign kernel placed
+    copy                    element handed sign kernel placed
     copy_p                  element handed kernel
     cos                     element
     cosh                    element
@@ -146,6 +147,7 @@ class Primitive(NamedTuple):
     typing: bool = False
     sign: bool = False
     square: bool = False
+    placed: bool = False
     kernel: bool = False
     call: bool = False
     whole: bool = False

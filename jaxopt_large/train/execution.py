@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._errors import Problems
 from .._paths import first_match, leaf_paths, map_with_path, nearest
 from .._types import Params, Rule, State
-from ..checkpoint._logical import unpadded
+from ..checkpoint import unpadded
 from ..config import Config
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device

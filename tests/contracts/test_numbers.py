@@ -131,7 +131,7 @@ def test_no_denominator_divides_by_zero(case):
 
 
 def test_second_moment_of_bfloat16_parameters_decays():
-    """FACTS A2: optax's stays at 10 for ever."""
+    """In bfloat16 optax's stays at 10 for ever."""
     rule = jl.adam(1e-3)
     params = {"w": jnp.ones((4,), jnp.bfloat16)}
     _, state = rule.update({"w": jnp.full((4,), 100.0, jnp.bfloat16)}, rule.init(params), params)

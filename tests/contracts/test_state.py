@@ -118,7 +118,7 @@ def test_works_inside_optax_chain_multi_steps_and_inject_hyperparams(case):
 @every_rule
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_inject_hyperparams_with_low_precision_parameters_stays_finite(case, dtype):
-    """FACTS A3: b2 = 0.999 arrives as 1.0, and optax's update is NaN."""
+    """Of bfloat16 parameters b2 = 0.999 arrives as 1.0, and optax's update is NaN."""
     params = like({"w": jnp.zeros((4, 4), dtype)}, 0)
     rule = optax.inject_hyperparams(case.ours)(case.rate, **case.settings)
     with jax.numpy_dtype_promotion("standard"):
