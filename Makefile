@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all quick lint package compat tpu gpu format clean help
+.PHONY: demo test test-all quick lint package docs compat tpu gpu format clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ format: $(VENV)/.dev ## Bring the code into format
 
 package: $(VENV)/.test ## Wheel and sdist, checked; the wheel in a bare environment
 	$(BIN)/python -m pytest -m packaging tests/test_packaging.py
+
+docs: $(VENV)/.test ## docs/RULES.md, from what the rules say of themselves
+	$(BIN)/python docs/make_rules.py > docs/RULES.md
 
 compat: ## The marked tests on the oldest and the newest JAX
 	tests/compat.sh

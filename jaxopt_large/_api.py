@@ -1,6 +1,7 @@
 """The public surface."""
 
 from . import plan as plan
+from . import rules as rules
 from ._global_norm import global_norm as global_norm
 from .accumulation import accumulate as accumulate
 from .checkpoint import CheckpointError as CheckpointError

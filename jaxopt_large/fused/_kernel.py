@@ -49,10 +49,13 @@ class _TileView:
     def call(self, codec: CodecCall, operands: list[Any]) -> tuple[Any, ...]:
         if not codec.writes:
             return codec.read(operands, _flat(codec.order))
-        if self.padded and codec.order:  # what lies beyond is no number
+        # a tile may reach beyond its array: what lies there is no number, and would spoil its block's maximum
+        if self.padded and codec.order:
             column = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile.columns), 1) + self.starts[-1]
             x = operands[0]
             operands = [jnp.where(column < self.length, x, jnp.zeros((), x.dtype)), *operands[1:]]
+        # random bits depend on the place in the whole array: where the codec's array begins in it, plus where
+        # this device's part begins, plus where the tile does; all axes but the last are one number, the row
         starts = operands[codec.arrays + 1 :]
         *places, column = (sum(n) for n in zip(starts, self.starts, self.bases, strict=True))
         row = sum(p * math.prod(codec.whole[n + 1 : -1]) for n, p in enumerate(places))
@@ -91,6 +94,8 @@ def _traced(pass_: Pass, tile: Tile) -> Any:
         wanted = list(pass_.results.values())
         return pass_.computed(values, wanted, functools.partial(pass_.on_view, place))
 
+    # traced on shapes first, and only then interpreted inside the kernel: what the compilers lack is replaced
+    # equation by equation, and `why_not` can look at what is left without compiling anything
     shape_of = _TileView(tile, (), (), length, False).shape_of
     return jax.make_jaxpr(run)(
         [jax.ShapeDtypeStruct((), jnp.int32)] * len(pass_.shape),
@@ -133,6 +138,7 @@ def kernel(
     integers = [n for n in range(len(scalars)) if n not in floats]
 
     def body(float_ref: Any, integer_ref: Any, *refs: Any) -> None:
+        # the grid goes through the axes in the order that suits the scales; the equations want the array's
         sources, targets = refs[: len(arrays)], refs[len(arrays) :]
         index = [pl.program_id(edges.axes.index(axis)) for axis in range(rank)]
         bases = [integer_ref[n] for n in range(rank)]
@@ -155,6 +161,7 @@ def kernel(
         _looped(one, tile, edges.run)
 
     offsets = [jnp.zeros((), jnp.int32)] * rank if offsets is None else offsets
+    # scalars come as two vectors, whatever their dtypes: chips keep numbers in a memory of 32-bit words
     vectors = [
         jnp.stack([x.astype(jnp.float32) for x in (scalars[n] for n in floats)] or [jnp.zeros(())]),
         jnp.stack([x.astype(jnp.int32) for x in (*offsets, *(scalars[n] for n in integers))]),
@@ -177,6 +184,7 @@ def _looped(one: Callable[..., None], tile: Tile, run: Tile) -> None:
     """Calls a function for each run of a tile, with its row and column among them."""
     if run == tile:
         return one()
+    # several runs side by side in the loop's body: while one waits for its numbers, another computes
     down, across = (n // size for n, size in zip(tile, run, strict=True))
     together = math.gcd(down * across, runs_at_once(run))
 

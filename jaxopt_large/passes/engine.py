@@ -66,6 +66,8 @@ class SplitUpdate:
         kind, place = pass_.types[v], self.graph.inputs[self._input_of(k)]
         number, was = numbers.get(place), self.graph.types[place]
         is_change = k < self._traced.changes
+        # parameters and state are given up by who calls, if they like: JAX sees that by what is donated.
+        # Gradients are not ours: their buffers may be needed after the step, so that the loop copies them
         if number is not None and (was.shape, was.dtype) == (kind.shape, kind.dtype):
             return Hold((number,), is_change and self._copied)
         if is_change and self._copied and kind.dtype.itemsize == 4:
@@ -112,8 +114,11 @@ class SplitUpdate:
             _outside_jit.clear()
         results: dict[int, Any] = {}
         token = None
+        # passes are run first and their results made known to the graph: what is computed after them, other
+        # passes' scalars included, then takes from them instead of decoding once more
         for group in self.groups():
             first, holds = group[0], self.holds(group[0])
+            # leaves with equal equations share one function, in the trace and in the program
             key = (first.key, holds, context, jax.sharding.get_abstract_mesh())
             if key not in shared:
                 shared[key] = _shared(call(first, holds))

@@ -29,6 +29,7 @@ class _Walk:
 
     def __init__(self, graph: Graph, shape: tuple[int, ...]):
         self._graph, self.shape = graph, shape
+        # of each variable that is no scalar: is it an array of the pass's shape, or scales in some order?
         self.kinds: dict[Variable, Order | None] = {}
         self.inputs: set[Variable] = set()
         self.scalars: set[Variable] = set()
@@ -41,11 +42,11 @@ class _Walk:
             atom, order = pending.pop()
             if isinstance(atom, Constant):
                 if getattr(atom.value, "shape", ()) != ():
-                    raise _NotByPassError
+                    raise _NotByPassError  # kernels cannot close over arrays
                 continue
             if atom in self.kinds:
                 if self.kinds[atom] != order:
-                    raise _NotByPassError
+                    raise _NotByPassError  # one variable cannot be read both as an array and as scales
                 continue
             self.kinds[atom] = order
             eqn = self._graph.made_by.get(atom)
@@ -53,6 +54,7 @@ class _Walk:
             if eqn is None or operands is None:
                 if self._graph.types[atom].shape != self._expected(order):
                     raise _NotByPassError
+                # the walk ends: an input of the step, or something that XLA computes before
                 self.inputs.add(atom)
                 continue
             if known(eqn.of).handed:  # a barrier hands on many arrays: each by itself
@@ -75,6 +77,7 @@ class _Walk:
         if codec is not None:
             return self._of_codec(codec, eqn, atom, order)
         name = eqn.of.primitive.name
+        # what is only handed on is followed before shapes are compared: barriers hold arrays of many shapes
         if known(eqn.of).handed and len(eqn.inputs) == len(eqn.outputs):
             return [(eqn.inputs[self._graph.place_of(atom)], order)]
         if name == "broadcast_in_dim":
@@ -99,6 +102,7 @@ class _Walk:
             return [(first, None), *((a, kind) for a in rest)] if order is None else None
         if len(eqn.inputs) - codec.arrays - 1 != len(self.shape):
             return None  # it was mapped over, or is a run of a flattened array
+        # codes and scales come out of one call: whichever is asked for, both belong to the pass
         for v, kind in zip(eqn.outputs, (None, codec.order or None), strict=False):
             if v == atom and kind != order:
                 return None
@@ -137,6 +141,7 @@ def split(graph: Graph, results: dict[int, tuple[tuple[int, ...], Order | None]]
 
 def _groups(walks: dict[int, _Walk], constants: set[Variable]) -> list[list[int]]:
     """Results of one shape that share an input, together; a constant may be read by many passes."""
+    # like union-find, but groups are merged as results come: few results share anything
     groups: dict[int, list[int]] = {}
     of: dict[tuple[Variable, Any], int] = {}
     for k, walk in walks.items():
@@ -197,11 +202,13 @@ def with_extra_results(graph: Graph, passes: list[Pass], roots: list[Any]) -> li
     wanted: dict[int, list[Variable]] = {}
     for v in sorted(near.of([*variables(roots), *itertools.chain(*atoms)]) & decoded):
         wanted.setdefault(made_in[v], []).append(v)
+    # a pass that waits for a decoded value of another must run after it, and gets it as an input
     first, then = [], []
     for n, p in enumerate(passes):
         if any(near.is_decoded(v) for v in atoms[n]):
             then.append(dataclasses.replace(p, repeats=True))
         else:
+            # numbered below zero: these are no results of the step
             own = {-1 - v: v for v in wanted.get(n, ()) if v not in p.results.values()}
             results, repeats = {**p.results, **own}, any(v in near for v in atoms[n])
             first.append(dataclasses.replace(p, results=results, repeats=repeats))

@@ -13,8 +13,8 @@ import jax
 
 from .._compat import like_varying
 from .._errors import message
+from .._stage import LeafStep
 from .._types import Params, Rule, State, Updates
-from ..leafwise import LeafStep
 from ..passes.codecs import codec_of
 from ..tracing.calls import meaning_of
 from ..tracing.primitives import known

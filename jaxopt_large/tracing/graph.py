@@ -12,8 +12,6 @@ from .._compat import bind
 from .calls import callee
 from .primitives import known
 
-_OF_NUMBERS = {"xor", "shift_right_logical", "mul", "convert_element_type"}  # what keys are mixed with
-
 Variable = int
 
 
@@ -159,10 +157,16 @@ class Graph:
         equations = [None if a in self._values else self.made_by.get(a) for a in atoms]
         kinds = {e and (e.of.primitive.name, str(e.of.params)) for e in equations}
         first = equations[0]
-        if len(kinds) > 1 or first is None or first.of.primitive.name not in _OF_NUMBERS:
+        if len(kinds) > 1 or first is None or not self._is_of_integers(first):
             return jnp.stack(self.computed(atoms))
         operands = [vector(xs) for xs in zip(*(e.inputs for e in equations if e), strict=True)]
         return bind(first.of, [jnp.broadcast_to(x, (len(atoms),)) for x in operands])[0]
+
+    def _is_of_integers(self, equation: Equation) -> bool:
+        """Is it arithmetic of integers, as keys are mixed with? Of vectors it is the same to the bit."""
+        atoms = (*equation.inputs, *equation.outputs)
+        kinds = [jax.typeof(a.value) if isinstance(a, Constant) else self.types[a] for a in atoms]
+        return known(equation.of).element and all(jnp.issubdtype(kind.dtype, jnp.integer) for kind in kinds)
 
     def _read(self, atom: Any) -> Any:
         return atom.value if isinstance(atom, Constant) else self._values[atom]

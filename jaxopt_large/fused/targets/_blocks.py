@@ -42,6 +42,8 @@ class Blocks:
     def spec(self, v: Any) -> pl.BlockSpec:
         order, rank = self.pass_.kinds[v], len(self.pass_.shape)
         block = list(block_of(order, rank, self.tile))
+        # where the last axis but one of scales is a leading axis of the array, it comes whole, and is indexed
+        # inside: of the last two axes of a block chips want all, or multiples of their own tiles
         place = None if order is None or self.inner is None else order.index(self.inner)
         if place is not None:
             block[place] = self.pass_.types[v].shape[place]
