@@ -9,14 +9,15 @@ import optax
 from jaxtyping import Array, Int
 
 from ._axes import reduction_axes
-from ._errors import POSITIVE, check_hyperparameters, check_rule
+from ._errors import check_rule
 from ._finite import all_finite
 from ._global_norm import global_norm
 from ._gradients import present
+from ._hyperparameters import Positive, checked
 from ._numerics import as_scalar, is_complex, safe_increment, times, widest
 from ._order import Wrapper, inside
 from ._states import check_state, explained
-from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
+from ._types import AnyRule, Params, Rule, State, Updates, make_rule
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -26,7 +27,8 @@ class SkipNonfiniteState(NamedTuple):
     inner: State  # the wrapped rule's
 
 
-def clip_by_global_norm(max_norm: Scalar, axis_name: Any = None) -> Rule:
+@checked
+def clip_by_global_norm(max_norm: Positive, axis_name: Any = None) -> Rule:
     r"""Scales the whole gradient down to a largest norm.
 
     $$u = g \cdot \min(1, c / \|g\|), \qquad \|g\|^2 = \sum_{\text{all leaves}} g_i^2$$
@@ -54,7 +56,6 @@ def clip_by_global_norm(max_norm: Scalar, axis_name: Any = None) -> Rule:
     >>> [round(x, 4) for x in updates["w"].tolist()]
     [0.6, 0.8]
     """
-    check_hyperparameters("clip_by_global_norm", max_norm=(max_norm, POSITIVE))
 
     def init(params: Params) -> optax.EmptyState:
         del params

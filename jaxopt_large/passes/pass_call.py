@@ -111,7 +111,7 @@ def _batched(leaves: Sequence[Any], axes: Sequence[Any], *, call: _Flat) -> Any:
 
 
 def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Flat) -> Any:
-    return jax.jvp(call.on(None), primals, [ad.instantiate_zeros(t) for t in tangents])
+    return jax.jvp(call.on(None), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
 
 
 batching.primitive_batchers[_pass_p] = _batched
