@@ -23,16 +23,9 @@ def test_a_decision_is_there_with_all_its_fields():
 
 
 def test_numbers_that_are_none_are_null():
-    (b, _) = json.loads(jl.explain_apply(optax_like(), _PARAMS).to_json())
-    assert b["ratio"] is None
-    assert b["path"] == "b"
-
-
-def optax_like():
-    """A rule that sorts: nothing is counted."""
-    import optax
-
-    return optax.stateless(lambda updates, _: jax.tree.map(jnp.sort, updates))
+    (row,) = json.loads(jl.explain_apply(jl.adam(1e-3), {"scale": jnp.float32(1.0)}).to_json())
+    assert row["path"] == "scale"
+    assert row["ratio"] is None  # of a number bytes are not counted
 
 
 def test_reports_and_collectives_too():
@@ -43,7 +36,4 @@ def test_reports_and_collectives_too():
     compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
     found = jl.plan.collectives(compiled)
     assert json.loads(found.to_json()) == []
-    assert (
-        str(found).split()
-        == ["collective", "count", "in", "loops", "MB", "a", "call"] + str(found).split()[7:]
-    )
+    assert str(found).startswith("collective  count  in loops  MB a call")
