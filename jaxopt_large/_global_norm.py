@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ._axes import reduction_axes, sum_over_shards
 from ._numerics import is_complex, widest
 from ._types import Updates
+from .tracing.by_platform import by_platform
 from .tracing.calls import Opaque, named_call
 
 _NORM_SCALE = 2.0**-64  # squares of anything a float32 holds stay finite after it
@@ -44,7 +45,9 @@ def global_norm(updates: Updates, axis_name: Any = None) -> Float[Array, ""]:
 
     def at_once(runs: list[list[Array]]) -> Array:
         plain, scaled = sum_over_shards((total(runs, 1.0), total(runs, _NORM_SCALE)), axis_name)
-        return jnp.where(jnp.isinf(plain), jnp.sqrt(scaled) / _NORM_SCALE, jnp.sqrt(plain))
+        over = jnp.isinf(plain)
+        # one root: of two, that of a sum that vanishes would make every derivative NaN
+        return jnp.sqrt(jnp.where(over, scaled, plain)) / jnp.where(over, _NORM_SCALE, 1.0).astype(dtype)
 
     def in_turn(runs: list[list[Array]]) -> Array:
         """On CPU each sum is a pass of its own: the second is made where it is needed."""
@@ -59,7 +62,7 @@ def global_norm(updates: Updates, axis_name: Any = None) -> Float[Array, ""]:
         return jnp.zeros((), dtype)
     if reduction_axes(axis_name):  # `zero` wants to see the same work whatever the shapes
         return at_once([leaves])
-    return jax.lax.platform_dependent(_runs(leaves), cpu=in_turn, default=at_once)
+    return by_platform(at_once, {"cpu": in_turn}, _runs(leaves))
 
 
 def _real_parts(x: Any) -> list[Array]:

@@ -152,7 +152,8 @@ def _groups(state: Any) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for node in filter(_has_groups, jax.tree.leaves(state, is_leaf=_has_groups)):
         chosen = node.grouped()
-        inner = {id(below): _groups(below) for _, below in chosen.values()}
+        states = {id(below): below for _, below in chosen.values()}  # one for each group, not for each leaf
+        inner = {name: _groups(below) for name, below in states.items()}
         for path, (group, below) in chosen.items():
             found.setdefault(path, (group, *inner[id(below)].get(path, ())))
     return found

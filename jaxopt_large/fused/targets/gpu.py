@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, by Triton."""
+"""NVIDIA GPUs."""
 
 import math
 from typing import Any
