@@ -25,8 +25,8 @@ from .passes import Order, Pass
 from .windows import Region, WindowView, regions
 
 _MOST = 2**17  # elements of a window: with all that is made of them they stay in a CPU's cache
-_FEWEST = 2**15  # below it, rounds cost more than they save
-_WINDOWS = 32  # of a leaf, where they may be so small: what is made of one is then a fraction of the leaf
+_FEWEST = 2**15  # below it, rounds cost more than they save; below 2^17 XLA leaves a window to one core
+_WINDOWS = 32  # of a leaf, where memory is short: what is made of one is then a fraction of the leaf
 
 
 class Hold(NamedTuple):
@@ -43,8 +43,10 @@ class Hold(NamedTuple):
     copied: bool = False
 
 
-def window_elements(shape: tuple[int, ...]) -> int:
-    """Elements at most of a window of an array."""
+def window_elements(shape: tuple[int, ...], holds: Sequence[Hold]) -> int:
+    """Elements at most of a window; fewer where the loop has the memory of a leaf for itself already."""
+    if not any(hold.copied for hold in holds):
+        return _MOST
     return min(_MOST, max(_FEWEST, math.prod(shape) // _WINDOWS))
 
 
@@ -97,7 +99,7 @@ def loop(
         return to_integers(unpack(x, *halved[k])[half])
 
     held = [held_of(xs) for xs in arrays]
-    for region in regions(pass_.shape, window_elements(pass_.shape)):
+    for region in regions(pass_.shape, window_elements(pass_.shape, holds)):
         held, token = _through(work, region, held, sources, piece, token)
     return [[from_integers(x, t) for x, t in zip(xs, types, strict=True)] for xs in held], token
 

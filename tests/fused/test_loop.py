@@ -25,7 +25,7 @@ _CASES = cases.pairs(
     [(2**9 if n % 2 else 2**12, *case) for n, case in enumerate(_CASES)],
 )
 def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, monkeypatch):
-    monkeypatch.setattr(loop, "window_elements", lambda shape: most)
+    monkeypatch.setattr(loop, "window_elements", lambda shape, holds: most)
     dtype, gradient, kept = cases.PARAMS[kind]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rule = cases.rule_of(name, formats, kept, around)
