@@ -30,7 +30,7 @@ from .placement.shardings import init_state as init_state
 from .placement.shardings import state_shardings as state_shardings
 from .placement.shardings import state_specs as state_specs
 from .placement.zero import zero as zero
-from .rules import *
+from .rules.every import *
 from .safety import clip_by_global_norm as clip_by_global_norm
 from .safety import skip_nonfinite as skip_nonfinite
 from .schedules import *

@@ -6,8 +6,10 @@
 All problems are reported together, in the name of the function. Configurations read the same types.
 """
 
+import contextlib
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
@@ -80,6 +82,8 @@ def domain_of(annotation: Any) -> Any:
     """The domain that an annotation names, alone or beside None; None where it names none."""
     if typing.get_origin(annotation) is Annotated:
         return annotation.__metadata__[0]
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return None
     return next((d for a in typing.get_args(annotation) if (d := domain_of(a)) is not None), None)
 
 
@@ -104,17 +108,14 @@ def checked(function: _F) -> _F:
 
     @functools.wraps(function)
     def construct(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = signature.bind(*args, **kwargs)
-        except TypeError:  # Python says better what is missing
-            return function(*args, **kwargs)
-        types, values = Problems(who), Problems(who)
-        for name, value in given.arguments.items():
-            if name in known and not (value is None and signature.parameters[name].default is None):
-                _check(known[name], name, value, types, values)
-        if types.found:
-            types.found += values.found
-        types.raise_if_any(TypeError)
+        kinds, values = Problems(who), Problems(who)
+        with contextlib.suppress(TypeError):  # Python says better what is missing, below
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                if name in known and not (value is None and signature.parameters[name].default is None):
+                    _check(known[name], name, value, kinds, values)
+        if kinds.found:
+            kinds.found += values.found
+        kinds.raise_if_any(TypeError)
         values.raise_if_any(ValueError)
         return function(*args, **kwargs)
 

@@ -132,6 +132,10 @@ class StateNode:
         """The inverse: a node like this one, of global values."""
         raise NotImplementedError
 
+    def mesh(self) -> Any:
+        """The mesh that its arrays are divided over; None inside mapped axes."""
+        raise NotImplementedError
+
     def shardings(self) -> Any:
         """A node of shardings, one for each array."""
         raise NotImplementedError

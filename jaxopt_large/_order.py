@@ -24,7 +24,7 @@ class Wrapper(enum.Enum):
 
 
 class Refused(NamedTuple):
-    """An order that cannot work: `inner` inside `outer`."""
+    """An order that cannot work: `inner` inside `outer`; inside `zero` of both kinds it is `ZERO`."""
 
     inner: Wrapper
     outer: Wrapper

@@ -1,6 +1,7 @@
 """Stages that run together on every leaf: one traced function for each distinct leaf shape."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._axes import sum_over_shards
+from ._axes import reduction_axes, sum_over_shards
 from ._errors import SCHEDULED, check_hyperparameters, message
 from ._masks import spread
 from ._numerics import as_scalar, is_complex, real_dtype, widest
@@ -48,7 +49,7 @@ class Walk:
         return leaves
 
 
-def segments_of(stages: Sequence[Stage]) -> list["Segment"]:
+def segments_of(who: str, stages: Sequence[Stage]) -> list["Segment"]:
     """Stages that one function per leaf can run: up to the next that measures all leaves first."""
     groups: list[list[Stage]] = [[]]
     for stage in stages:
@@ -56,17 +57,18 @@ def segments_of(stages: Sequence[Stage]) -> list["Segment"]:
             groups.append([])
         groups[-1].append(stage)
     last = len(groups) - 1
-    return [Segment(tuple(group), n == 0, n == last) for n, group in enumerate(groups)]
+    return [Segment(who, tuple(group), n == last) for n, group in enumerate(groups)]
 
 
 class Segment:
     """Stages that run together on every leaf; the first of them may measure."""
 
-    def __init__(self, stages: tuple[Stage, ...], is_first: bool, is_last: bool):
+    def __init__(self, who: str, stages: tuple[Stage, ...], is_last: bool):
         self._stages = stages
-        needs = "leaf" if any(stage.needs == "leaf" for stage in stages) else "elements"
+        is_whole = any(stage.needs == "leaf" for stage in stages)
+        told = LeafStep(who, "leaf" if is_whole else "elements")
         step = functools.partial(_leaf_step, stages, is_last)
-        self._step = named_call(step, "leaf_step", LeafStep(needs), LeafStep(needs), static_argnums=0)
+        self._step = named_call(step, f"{who}_step", told, told, static_argnums=(0, 1))
         self._measure = jax.jit(functools.partial(_measured, stages[0]))
 
     def run(
@@ -87,10 +89,10 @@ class Segment:
         sums: list[Any] = [None] * len(updates)
         if stages[0].measure is not None and updates:
             measured = [
-                self._measure(given[0], kept[0], g, p, f[0])
-                for g, p, f in zip(updates, values, zip(*fields, strict=True), strict=True)
+                self._measured(a[0], given[0], kept[0], g, p, f[0])
+                for a, g, p, f in zip(active, updates, values, zip(*fields, strict=True), strict=True)
             ]
-            sums = _over_shards(measured)
+            sums = _over_shards(walk.who, measured)
         after = list(kept)
         if stages[0].combine is not None and updates:
             totals = jax.tree.map(lambda *xs: functools.reduce(jnp.add, xs), *sums)
@@ -100,9 +102,10 @@ class Segment:
             own, after[n] = _leaf_keys(stage, kept[n], after[n], len(updates))
             keys.append(own)
         results = [
-            self._step(a, tuple(given), tuple(ks), g, p, f, m)
-            for a, ks, g, p, f, m in zip(
+            self._step(a, original.dtype, tuple(given), tuple(ks), g, p, f, m)
+            for a, original, ks, g, p, f, m in zip(
                 active,
+                walk.leaves,
                 zip(*keys, strict=True),
                 updates,
                 values,
@@ -117,11 +120,18 @@ class Segment:
         ]
         return [u for u, _ in results], new
 
+    def _measured(self, is_active: bool, *args: Any) -> Any:
+        """The sums of a leaf; zeros of one that the stage leaves out."""
+        if is_active:
+            return self._measure(*args)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self._measure, *args))
+
 
 def _leaf_step(
     stages: tuple[Stage, ...],
     rounds: bool,
     active: tuple[bool, ...],
+    original: Any,
     given: tuple[Any, ...],
     kept: tuple[Any, ...],
     grad: Array,
@@ -129,8 +139,21 @@ def _leaf_step(
     fields: Any,
     sums: Any,
 ) -> tuple[Array, tuple[dict[str, Array], ...]]:
-    """All stages on one leaf: cast once on the way in, round once on the way out."""
-    dtype, real, out = _dtypes(grad, param, fields)
+    """All stages on one leaf: cast once on the way in, round once on the way out.
+
+    Args:
+      stages: run in order.
+      rounds: is the update rounded? Not between segments.
+      active: does a stage act on this leaf?
+      original: the dtype of the gradient that the rule was given.
+      given: what all leaves share, for each stage.
+      kept: the state of each stage, with what all leaves share in it.
+      grad: the gradient, or the update of the segment before.
+      param: the parameter, if a stage reads it.
+      fields: the arrays of this leaf in the state of each stage.
+      sums: what the first stage has measured.
+    """
+    dtype, real = _dtypes(original, grad, param, fields)
     update = grad.astype(dtype)
     wide_param = None if param is None else param.astype(dtype)
     new_fields = []
@@ -143,27 +166,32 @@ def _leaf_step(
         measured = () if n or stage.measure is None else (_as_real(sums, real),)
         update, new = stage.step(*args, *measured)
         new_fields.append({name: _as(getattr(new, name), x.dtype) for name, x in fields[n].items()})
-    return (_as(update, out) if rounds else update), tuple(new_fields)
+    return (_as(update, _out(original, param, dtype)) if rounds else update), tuple(new_fields)
 
 
 def _measured(stage: Stage, given: Any, kept: Any, grad: Array, param: Any, fields: Any) -> Any:
     """The sums of one leaf, float32 or wider."""
-    dtype, real, _ = _dtypes(grad, param, (fields,))
+    dtype, real = _dtypes(grad.dtype, grad, param, (fields,))
     wide_param = None if param is None else param.astype(dtype)
     wide = _widened(stage, kept, fields, dtype)
     return stage.measure(_as_real(given, real), grad.astype(dtype), wide_param, wide)  # type: ignore[misc]
 
 
-def _dtypes(grad: Array, param: Any, fields: Any) -> tuple[Any, Any, Any]:
-    """In which dtype a leaf is worked on, its real counterpart, and the update's."""
-    given = [x.dtype for x in jax.tree.leaves((grad, param))]
+def _dtypes(original: Any, grad: Array, param: Any, fields: Any) -> tuple[Any, Any]:
+    """In which dtype a leaf is worked on, and its real counterpart."""
+    given = [original, *(x.dtype for x in jax.tree.leaves((grad, param)))]
     kept_complex = [x.dtype for x in jax.tree.leaves(fields) if is_complex(x)]
     dtype = widest(*given, *kept_complex)
-    real = real_dtype(dtype)
-    out = grad.dtype if jnp.issubdtype(grad.dtype, jnp.inexact) else real
+    return dtype, real_dtype(dtype)
+
+
+def _out(original: Any, param: Any, dtype: Any) -> Any:
+    """The dtype of the update: the gradient's, where that is a floating one."""
+    out = original if jnp.issubdtype(original, jnp.inexact) else real_dtype(dtype)
+    given = [original, *(x.dtype for x in jax.tree.leaves(param))]
     if dtype.kind == "c" and any(jnp.issubdtype(d, jnp.complexfloating) for d in given):
-        out = widest(out, dtype)
-    return dtype, real, out
+        return widest(out, dtype)
+    return out
 
 
 def _widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> Any:
@@ -184,12 +212,25 @@ def _as(x: Array, dtype: Any) -> Array:
     return x.astype(dtype)
 
 
-def _over_shards(measured: list[Any]) -> list[Any]:
-    """The sums of each leaf, over the devices that share it: all in one exchange."""
+def _over_shards(who: str, measured: list[Any]) -> list[Any]:
+    """The sums of each leaf, over the devices that share it: all in one exchange for each dtype."""
+    if not reduction_axes():
+        return measured
     numbers, treedef = jax.tree.flatten(measured)
-    dtype = widest(*(x.dtype for x in numbers))
-    whole = sum_over_shards(jnp.stack([x.astype(dtype) for x in numbers]))
-    return treedef.unflatten([whole[n] for n in range(len(numbers))])
+    if any(not hasattr(x, "dtype") for x in numbers):
+        raise TypeError(
+            message(who, "a stage measures what is no array", allowed="sums over a leaf's elements")
+        )
+    alike: dict[Any, list[int]] = {}
+    for n, x in enumerate(numbers):
+        alike.setdefault(x.dtype, []).append(n)
+    found = list(numbers)
+    for places in alike.values():
+        whole = sum_over_shards(jnp.concatenate([numbers[n].reshape(-1) for n in places]))
+        ends = [0, *itertools.accumulate(numbers[n].size for n in places)]
+        for n, start, stop in zip(places, ends, ends[1:], strict=False):
+            found[n] = whole[start:stop].reshape(numbers[n].shape)
+    return treedef.unflatten(found)
 
 
 def _shared(who: str, stage: Stage, state: State) -> Any:
@@ -215,7 +256,9 @@ def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[A
         return [kept] * leaves, after
     drawn = {name: jax.random.split(getattr(kept, name), leaves + 1) for name in names}
     own = [kept._replace(**{name: keys[i + 1] for name, keys in drawn.items()}) for i in range(leaves)]
-    return own, after._replace(**{name: keys[0] for name, keys in drawn.items()})
+    # a key that `combine` has moved stays where it was put
+    following = {name: keys[0] for name, keys in drawn.items() if getattr(after, name) is getattr(kept, name)}
+    return own, after._replace(**following)
 
 
 def _leaf_fields(walk: Walk, stage: Stage, state: State) -> list[dict[str, Array]]:

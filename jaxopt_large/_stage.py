@@ -19,8 +19,9 @@ _NO_STATE = optax.EmptyState()
 
 @dataclasses.dataclass(frozen=True)
 class LeafStep:
-    """What a call of a stage's step is, for those who read a traced update; `needs` as in `Stage`."""
+    """What a call of a rule's step on a leaf is, for who reads a traced update; `needs` as in `Stage`."""
 
+    who: str
     needs: Needs
 
 
@@ -36,9 +37,11 @@ class Stage:
         `count`, `shared` or `random_key`; None for one that is not kept.
       shared: from the state, without the arrays of leaves, what all leaves share in this step: any tree.
       measure: (shared, gradient, parameter, kept) -> sums over the elements of a leaf, any tree of numbers.
-        They are added up over the devices that share the leaf. What it costs is one exchange per step.
+        They are added up over the devices that share the leaf, in one exchange per step. Leaves that
+        the mask leaves out count nothing. The stages before it take one more call per leaf.
       combine: (shared, state, totals) -> (shared, state): what all leaves share, and the shared fields, from
-        the sums over all leaves.
+        the sums over all leaves. It needs `measure`. A shared field that it leaves as it was, the same
+        object, goes on by itself.
       needs: what a step must see. "elements": each element depends on its own and on what is shared; devices
         may hold shares of a leaf. "leaf": a whole leaf, such as rows, columns or a matrix product.
       needs_params: whether the parameter is read.
@@ -56,6 +59,12 @@ class Stage:
     needs_params: bool = False
     mask: Any = None
     scheduled: str = ""
+
+    def __post_init__(self) -> None:
+        if self.combine is not None and self.measure is None:
+            raise ValueError(
+                message("Stage", "combine is given without measure", do="Say what is to be summed")
+            )
 
     @functools.cached_property
     def kinds(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from ._types import AnyRule, Params
 from .placement.shardings import abstract_init
 
 is_placed = answers(StateNode.places)
-_WRAPPERS = ("zero", "offload", "stored")
 _MOST_PRINTED = 60  # rows of a table: more than fit on a screen or two
 
 
@@ -41,12 +40,18 @@ class Explanation(Table):
     most_printed = _MOST_PRINTED
     rows: StateRows
     parameter_bytes: int
+    _wrappers: frozenset[str]
 
     def __new__(  # noqa: D102
-        cls, decisions: Iterable[Decision], rows: Iterable[StateRow] = (), parameter_bytes: int = 0
+        cls,
+        decisions: Iterable[Decision],
+        rows: Iterable[StateRow] = (),
+        parameter_bytes: int = 0,
+        wrappers: Iterable[str] = (),
     ) -> "Explanation":
         made = super().__new__(cls, decisions)
         made.rows, made.parameter_bytes = StateRows(rows), parameter_bytes
+        made._wrappers = frozenset(wrappers)
         return made
 
     @property
@@ -55,7 +60,7 @@ class Explanation(Table):
         return sum(row.bytes for row in self.rows)
 
     def __str__(self) -> str:
-        wrapped = Explanation(row for row in self if row.wrapper in _WRAPPERS)
+        wrapped = Explanation(row for row in self if row.wrapper in self._wrappers)
         tables = [str(self.rows) if self.rows else "", Table.__str__(wrapped) if wrapped else ""]
         return "\n\n".join(x for x in (*tables, self._totals()) if x)
 
@@ -143,7 +148,8 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     found = [row for node in nodes for row in node.decisions(params, math.prod(mapped.values()))]
     known = {row.path for row in found}
     decisions = [row for row in decisions if row.wrapper != NONE or row.bytes or row.path not in known]
-    return Explanation(decisions + found, rows, sum(bytes_of(x) for x in jax.tree.leaves(params)))
+    size = sum(bytes_of(x) for x in jax.tree.leaves(params))
+    return Explanation(decisions + found, rows, size, {row.wrapper for row in found})
 
 
 def _undecided(row: StateRow) -> Decision:

@@ -234,7 +234,7 @@ def freeze(mask: Any = None) -> Rule:
 
 def _freezes(rule: AnyRule) -> bool:
     """Does a rule move nothing, whatever the gradient? `freeze()`, or `optax.set_to_zero()`."""
-    return _code_of(rule) in (_code_of(freeze()), _code_of(optax.set_to_zero()))
+    return _code_of(rule) in _FREEZING
 
 
 def _code_of(rule: AnyRule) -> Any:
@@ -289,3 +289,6 @@ def _check_cover(globs: list[str], paths: list[str], chosen: list[str | None]) -
                 allowed=f"the nearest paths are {nearest(glob, paths)}",
             )
     problems.raise_if_any(ValueError)
+
+
+_FREEZING = (_code_of(freeze()), _code_of(optax.set_to_zero()))

@@ -38,7 +38,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
       chained: whether the state is a tuple with one entry per stage, as `optax.chain` has it, or
         the bare state of a single stage.
     """
-    segments = segments_of(stages)
+    segments = segments_of(who, stages)
     needs_params = any(stage.needs_params or callable(stage.mask) for stage in stages)
 
     def init(params: Params) -> State:

@@ -103,7 +103,7 @@ def test_a_rule_is_its_file_a_line_and_an_oracle(copy):
     skeleton = re.search(r"```python\n(.*?)```", (_ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL).group(1)
     (copy / "jaxopt_large/rules/signum.py").write_text(skeleton)
     line = "from .lion import *\n"
-    _edit(copy / "jaxopt_large/rules/__init__.py", line, line + "from .signum import *\n")
+    _edit(copy / "jaxopt_large/rules/every.py", line, line + "from .signum import *\n")
     with (copy / "tests/oracles.py").open("a") as oracles:
         oracles.write(_ORACLE)
     _run(copy, "-c", _PROGRAM)

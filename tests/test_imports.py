@@ -48,7 +48,7 @@ def test_the_surface_is_re_exports_only():
     assert all(alias.asname == alias.name for alias in names)
     assert {alias.name for alias in names} <= set(dir(jl))
     lists = {node.module for node in imports if node.names[0].name == "*"}
-    assert lists == {"rules", "schedules", "storage.formats"}
+    assert lists == {"rules.every", "schedules", "storage.formats"}
 
 
 @pytest.mark.compat
@@ -84,6 +84,18 @@ def test_a_module_that_is_not_loaded_is_named_as_one():
     assert said == (
         "jaxopt_large: module has no attribute 'models'; it is a module of its own. Import jaxopt_large.models.\n"
     )
+
+
+def test_the_files_of_rules_are_modules():
+    import types
+
+    import jaxopt_large.rules.adam as module
+    from jaxopt_large.rules import lion
+
+    assert isinstance(module, types.ModuleType)
+    assert isinstance(lion, types.ModuleType)
+    assert jl.adam is module.adam
+    assert jl.rules()[0].name == "gradient_descent"
 
 
 def test_what_asks_whether_a_name_is_there_is_told_that_it_is_not():

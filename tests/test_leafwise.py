@@ -236,8 +236,69 @@ def test_sums_go_over_the_devices_that_share_a_leaf_in_one_exchange(name, mesh8)
 
 
 def test_placement_is_told_what_needs_whole_leaves(mesh8):
-    with pytest.raises(ReductionError, match="works on whole leaves"):
+    with pytest.raises(ReductionError, match="adafactor works on whole leaves within the axis 'data'"):
         _in_mapped_axis(adafactor(0.01), _params(), mesh8)
+
+
+_FORGETFUL = {  # steps that need more than elements, and do not say so
+    "reduces over a leaf": lambda given, g, p, kept: (g / jnp.sqrt(jnp.sum(jnp.square(g))), kept),
+    "depends on the places": lambda given, g, p, kept: (
+        g * jnp.arange(g.size, dtype=g.dtype).reshape(g.shape),
+        kept,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _FORGETFUL)
+def test_what_a_rule_forgets_to_say_is_found(name, mesh8):
+    with pytest.raises(ReductionError, match=name):
+        _in_mapped_axis(lift("forgetful", Stage(_FORGETFUL[name]), chained=False), _params(), mesh8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_updates_have_the_gradients_dtype_however_many_segments(dtype):
+    params = jax.tree.map(lambda x: x.astype(dtype), _params())
+    updates, _ = lamb(0.01).update(params, lamb(0.01).init(params), params)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+
+
+def test_what_is_masked_is_not_measured():
+    totals = []
+
+    def combine(given, kept, total):
+        totals.append(total)
+        return total, kept
+
+    stage = Stage(
+        lambda given, g, p, kept, sums: (given * g, kept),
+        measure=lambda given, g, p, kept: jnp.sum(jnp.square(g)),
+        combine=combine,
+        mask="a",
+    )
+    rule, params = lift("masked", stage, chained=False), {"a": jnp.ones(2), "b": 10 * jnp.ones(3)}
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert float(totals[0]) == 2
+    assert updates["a"].tolist() == [2.0, 2.0]
+    assert updates["b"].tolist() == [10.0, 10.0, 10.0]
+
+
+def test_vectors_and_integers_are_summed_too(mesh8):
+    def measure(given, g, p, kept):
+        return jnp.stack([jnp.sum(g), jnp.sum(jnp.abs(g))]), jnp.sum(g > 0).astype(jnp.int32)
+
+    def step(given, g, p, kept, sums):
+        return g * sums[1].astype(g.dtype) / (1 + sums[0][1]), kept
+
+    stage = Stage(step, measure=measure)
+    rule = lift("counted", stage, chained=False)
+    plain, _ = _run(rule, _params())
+    got = _in_mapped_axis(rule, _params(), mesh8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, plain)
+
+
+def test_sums_that_nobody_measures_are_refused():
+    with pytest.raises(ValueError, match="Stage: combine is given without measure"):
+        Stage(lambda *args: args, combine=lambda *args: args)
 
 
 # --- a random key -------------------------------------------------------------------------------------
@@ -264,3 +325,15 @@ def test_each_leaf_draws_its_own_and_each_step_anew():
     again, _ = rule.update(params, rule.init(params))
     np.testing.assert_array_equal(again["a"], seen[0])
     assert str(jl.explain(rule, params))
+
+
+def test_random_numbers_for_a_share_are_refused(mesh8):
+    with pytest.raises(ReductionError, match="draws random numbers by shape"):
+        _in_mapped_axis(noise(0), _params(), mesh8)
+
+
+def test_a_state_with_a_key_is_converted():
+    params = {"w": jnp.ones((8, 8))}
+    before, after = (optax.chain(noise(0), jl.adam(rate)) for rate in (1e-3, 1e-2))
+    state = jl.convert(before.init(params), before, after, params)
+    assert jnp.all(jax.random.key_data(state[0].key) == jax.random.key_data(jax.random.key(0)))

@@ -201,6 +201,30 @@ def test_a_rule_whose_parameters_share_state_still_works():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-12), g, w)
 
 
+def _stored(rule):
+    return jl.stored(rule, mu=jl.int8(), nu=jl.int8())
+
+
+@pytest.mark.parametrize("shape", [(4, 40, 384), (8192,)], ids=str)
+@pytest.mark.parametrize("placed", [True, False])
+def test_what_is_stored_in_blocks_streams_whole(shape, placed):
+    """Layer by layer codecs would be rounded otherwise, in the last bit."""
+    rule, kept = jl.offload(_stored(jl.adam(1e-2)), layers="*", min_bytes=0), _stored(jl.adam(1e-2))
+    params = jax.device_put({"w": jnp.ones(shape)}, jax.devices()[0])
+    assert any(
+        "streamed whole: its update is not elementwise" in row.reason for row in jl.explain(rule, params)
+    )
+    found = []
+    for one in (rule, kept):
+        state = one.init(params)
+        where = jax.tree.map(lambda p: p.sharding, params), jl.state_shardings(one, params)
+        step = jax.jit(one.update, **({"out_shardings": where} if placed else {}))
+        for seed in range(3):
+            updates, state = step(like(params, seed), state, params)
+        found.append((updates, jax.tree.map(np.asarray, jax.tree.leaves(state))))
+    _same(*found)
+
+
 def test_errors(mesh8):
     with pytest.raises(ValueError, match=r"offload: the rule is inside zero. Write offload.zero.rule"):
         jl.zero(jl.offload(jl.adam(1e-2)), mesh8, "data").init(_params())

@@ -198,6 +198,8 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 def _like(x: Any, like: Any, name: tuple[str, str]) -> Any:
     x = x.format.decode(x) if is_encoded(x) else jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # a random key
+        return x
     if is_encoded(like):
         return like.format.encode(x.astype(like.dtype), leaf_key(jnp.uint32(0), "/".join(name), jnp.int32(0)))
     return x.astype(like.dtype)

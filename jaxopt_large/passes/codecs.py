@@ -3,10 +3,17 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..tracing.calls import meaning_of, named_call
+from ..tracing.calls import ByWindow, meaning_of, named_call
 
 
-class CodecCall(NamedTuple):
+class _CodecFields(NamedTuple):
+    kind: str
+    whole: tuple[int, ...]
+    order: tuple[int, ...]
+    make: Callable[[tuple[int, ...], tuple[int, ...], bool], Callable[..., Any]]
+
+
+class CodecCall(_CodecFields, ByWindow):
     """What a call of a codec does.
 
     Attributes:
@@ -18,10 +25,7 @@ class CodecCall(NamedTuple):
         computed on the way?.
     """
 
-    kind: str
-    whole: tuple[int, ...]
-    order: tuple[int, ...]
-    make: Callable[[tuple[int, ...], tuple[int, ...], bool], Callable[..., Any]]
+    __slots__ = ()
 
     @property
     def writes(self) -> bool:

@@ -16,6 +16,7 @@ from .split import results_of, split, with_extra_results
 _MOST_TOGETHER = 16  # leaves in one loop, which asks for each of them in every round
 _MOST_SHARED = 1000  # functions kept
 
+_NOT_YET: Any = object()
 _outside_jit: dict[Any, Callable[..., Any]] = {}  # what passes share from one call to the next
 
 
@@ -120,13 +121,14 @@ class SplitUpdate:
             first, holds = group[0], self.holds(group[0])
             # leaves with equal equations share one function, in the trace and in the program
             key = (first.key, holds, context, jax.sharding.get_abstract_mesh())
-            if key not in shared:
-                shared[key] = _shared(call(first, holds))
-            if shared[key] is None:
+            run = shared.get(key, _NOT_YET)  # other threads may empty it
+            if run is _NOT_YET:
+                run = shared[key] = _shared(call(first, holds))
+            if run is None:
                 continue
             arrays = [graph.computed(p.inputs) for p in group]
             scalars = graph.side_by_side(zip(*(p.scalars for p in group), strict=True))
-            made, token = shared[key](arrays, scalars, token)
+            made, token = run(arrays, scalars, token)
             for p, xs in zip(group, made, strict=True):
                 for (k, v), x in zip(p.results.items(), xs, strict=True):
                     results[k] = x

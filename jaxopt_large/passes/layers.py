@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import bind, to_device, to_host
+from .codecs import codec_of
 from .loop import Hold
 from .passes import Pass
 from .windows import WindowView
@@ -16,16 +17,20 @@ from .windows import WindowView
 class _LayerView(WindowView):
     def handed(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
         """Constraints and barriers hold for a layer too: it is placed and rounded as the whole is."""
-        if equation.primitive.name in ("sharding_constraint", "optimization_barrier", "opt_barrier"):
+        if equation.primitive.name in ("sharding_constraint", "optimization_barrier"):
             return bind(equation, operands)
         return operands
 
 
 def has_layers(pass_: Pass) -> bool:
-    """Can a pass be taken layer by layer? Not where a constraint divides the axis of the layers."""
+    """Can a pass be taken layer by layer, with the same bits?"""
     constraints = [e.of for e in pass_.equations if e.of.primitive.name == "sharding_constraint"]
     first = [getattr(e.params["sharding"], "spec", (None,))[:1] for e in constraints]
-    return len(pass_.shape) > 0 and 0 not in pass_.shape and not any(any(spec) for spec in first)
+    if not pass_.shape or 0 in pass_.shape:
+        return False
+    if any(codec_of(e.of) is not None for e in pass_.equations):
+        return False  # codecs would be rounded otherwise than in the whole, in the last bit
+    return not any(any(spec) for spec in first)  # nor may the axis of the layers be divided
 
 
 def layer_by_layer(
@@ -63,10 +68,10 @@ def layer_by_layer(
         made = [to_host(x) if k in results_on_host else x for k, x in enumerate(made)]
         return [view.put(x, y, pass_.kinds[v]) for x, y, v in zip(held, made, wanted, strict=True)]
 
-    def begun(hold: Hold, v: Any) -> Any:
-        if hold.inputs:
-            return arrays[hold.inputs[0]]
-        return jnp.zeros(pass_.types[v].shape, pass_.types[v].dtype)
+    def begun(k: int, v: Any) -> Any:
+        inputs = holds[k].inputs
+        x = arrays[inputs[0]] if inputs else jnp.zeros(pass_.types[v].shape, pass_.types[v].dtype)
+        return to_host(x) if k in results_on_host else x  # it may not be there yet, in the first step
 
-    held = [begun(hold, v) for hold, v in zip(holds, wanted, strict=True)]
+    held = [begun(k, v) for k, v in enumerate(wanted)]
     return jax.lax.fori_loop(0, pass_.shape[0], one, held)

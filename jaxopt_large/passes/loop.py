@@ -233,7 +233,10 @@ def _through(
 
 def first_token(arrays: Sequence[Any], scalars: Sequence[Any]) -> Any:
     """A token made of a number that a step has: a 0 that compilers do not see, so that loops stay loops."""
-    x = scalars[0] if scalars else arrays[0][(0,) * arrays[0].ndim]
+    plain = [
+        x for x in scalars if jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+    ]
+    x = plain[0] if plain else arrays[0][(0,) * arrays[0].ndim].real
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     return opaque_zero((x.astype(jnp.uint32) >> 1).astype(jnp.int32))

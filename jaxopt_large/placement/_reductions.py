@@ -146,10 +146,9 @@ class _Shares:
         if codec_of(equation):
             return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
         told = meaning_of(equation)
-        if isinstance(told, LeafStep):  # the rule says what it needs: there is nothing to find out
-            if told.needs == "leaf" and most.kind is _Kind.SHARE:
-                return [self._partial("works on whole leaves", equation, around)] * count
-            return [most] * count
+        # what a rule says it needs is believed; that it needs no more than elements is looked at
+        if isinstance(told, LeafStep) and told.needs == "leaf" and most.kind is _Kind.SHARE:
+            return [_Value(_Kind.PARTIAL, f"{told.who} works on whole leaves")] * count
         if has_inside(equation):
             return None
         if name == "iota" and equation.outvars[0].aval.size > 1:

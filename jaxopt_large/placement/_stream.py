@@ -85,6 +85,7 @@ class _Stream:
         token: list[Any] = []
         for i in [*range(self.count), None]:  # parameter by parameter, then what belongs to none
             mine = self._results(i)
+            results |= {k: self.inputs[k] for k in mine if self._stays(k)}
             layered = self._layered(i, mine)
             results |= self._by_layers(layered) if layered else {}
             results |= self._whole([k for k in mine if k not in results], token)
@@ -112,6 +113,10 @@ class _Stream:
         mine = self._owned.get(i, [])
         return mine if i is None else [i, *mine]
 
+    def _stays(self, k: int) -> bool:
+        """Is a leaf of the state as it was before, and therefore where it was?"""
+        return k >= self.count and self.graph.outputs[k] == self.graph.inputs[k]
+
     def _needs(self, results: list[int]) -> list[int]:
         """The leaves in host memory that results depend on."""
         inputs = self.graph.inputs_of([self.graph.outputs[k] for k in results])
@@ -136,7 +141,7 @@ class _Stream:
         if explicit_sharding(self.gradients[i]) is not None:  # slices along a loop's index have no rule
             return None
         pass_ = next((p for p in self.split.alone if i in p.results), None)
-        arrays = {k for k in results if self.graph.type_of(k).shape}
+        arrays = {k for k in results if self.graph.type_of(k).shape and not self._stays(k)}
         if pass_ is None or arrays != set(pass_.results) or not has_layers(pass_):
             return None
         before = self.graph.inputs_of([*pass_.scalars, *pass_.precomputed])

@@ -77,6 +77,9 @@ class ZeroState(_ZeroFields, StateNode):
 
     # --- where its arrays are -------------------------------------------------------------------------
 
+    def mesh(self) -> Any:
+        return self.layout.mesh
+
     def shardings(self) -> "ZeroState":
         return ZeroState(self.layout.state_shardings(self.inner), self.layout)
 

@@ -209,8 +209,7 @@ def _check_arrays(params: Params) -> None:
 def _mesh_of(shardings: list[Sharding], state: Any) -> Any:
     """The mesh of the parameters, else that of a node that places its arrays; None when there is none."""
     meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
-    placed = [node.shardings() for node, _, _ in nodes_in(state, StateNode.shardings)]
-    meshes += [s.mesh for s in jax.tree.leaves(placed)]
+    meshes += [node.mesh() for node, _, _ in nodes_in(state, StateNode.mesh)]
     return meshes[0] if meshes else None
 
 

@@ -1,25 +1,15 @@
-"""One file per rule; this is the list of them, in the order in which they are shown.
+"""One file per rule; `every` is the list of them.
 
-`jl.rules` is this module, and can be called: `print(jl.rules())`.
+`jl.rules` is this package, and can be called: `print(jl.rules())`.
 """
 
-# ruff: noqa: I001
 import sys as _sys
 import types as _types
 
+from . import every as every
 from ._registry import RULES as RULES
 from ._registry import Rules as _Rules
 from ._registry import rules as _rules
-from .learning_rate import *
-from .weight_decay import *
-from .gradient_descent import *
-from .sgd import *
-from .adagrad import *
-from .rmsprop import *
-from .adam import *
-from .lion import *
-
-__all__ = [name for name, value in globals().items() if callable(value) and not name.startswith("_")]
 
 
 class _CallableModule(_types.ModuleType):

@@ -98,7 +98,7 @@ def stored(
     every mode: blocks follow the whole array, and random rounding is a hash of seed, parameter, step
     and place. (On one CPU device a compiled update takes large leaves part by part, so that of
     rules that work element by element no decoded copy exists; XLA rounds a sum of products differently
-    there, in the last bit of a float32, and updates cannot be differentiated in reverse.) `jl.apply` runs
+    there, in the last bit of a float32.) `jl.apply` runs
     a whole step in one pass, parameters included: on CPU it takes about half the time.
 
     Instead of a format, a mapping from globs over parameter paths to formats; the first match wins:

@@ -11,6 +11,8 @@ import jax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from .propagate import has_inside, propagated
+
 _PLATFORMS = ("cpu", "tpu", "cuda", "rocm")  # as JAX names them
 
 
@@ -20,9 +22,11 @@ def by_platform(default: Callable[..., Any], ways: Mapping[str, Callable[..., An
     Args:
       default: what runs where nothing else is said, and what derivatives are those of.
       ways: platform, as JAX names it -> another function; its results have the types of the default's.
-      *args: trees of arrays.
+      *args: trees of arrays. The functions must not close over traced ones.
     """
     leaves, given = jax.tree.flatten(args)
+    if not any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return ways.get(_platform_of(leaves), default)(*args)
     closed, made = jax.make_jaxpr(default, return_shape=True)(*args)
     flat = _Ways(default, ways, given)
     return jax.tree.structure(made).unflatten(_choice_p.bind(*leaves, jaxpr=closed, ways=flat))
@@ -65,7 +69,15 @@ def _types(*kinds: Any, jaxpr: Any, ways: _Ways) -> list[Any]:
 
 @_choice_p.def_impl
 def _run(*leaves: Any, jaxpr: Any, ways: _Ways) -> list[Any]:
-    return jax.jit(ways.on(jax.default_backend(), jaxpr))(*leaves)
+    return jax.jit(lambda *xs: _choice_p.bind(*xs, jaxpr=jaxpr, ways=ways))(*leaves)
+
+
+def _platform_of(leaves: Sequence[Any]) -> str:
+    """The platform that arrays are on, as JAX names it when it compiles."""
+    device = next((next(iter(x.devices())) for x in leaves if isinstance(x, jax.Array)), jax.devices()[0])
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
 
 
 def _lower(platform: str) -> Callable[..., Any]:
@@ -80,10 +92,43 @@ for _platform in _PLATFORMS:
     mlir.register_lowering(_choice_p, _lower(_platform), platform=_platform)
 
 
-def _batched(leaves: Sequence[Any], axes: Sequence[Any], *, jaxpr: Any, ways: _Ways) -> Any:
-    del jaxpr
-    made = jax.vmap(ways.on_any, in_axes=tuple(axes))(*leaves)
-    return made, [0] * len(made)
+class _Depends:
+    """The lattice of what depends on some of the inputs."""
+
+    def of_constant(self, value: Any) -> bool:
+        del value
+        return False
+
+    def of_equation(self, equation: Any, operands: list[bool], around: Sequence[Any]) -> list[bool] | None:
+        del around
+        return None if has_inside(equation) else [any(operands)] * len(equation.outvars)
+
+    def refined(
+        self, equation: Any, operands: list[bool], results: list[bool], fixed: list[bool]
+    ) -> list[bool]:
+        del equation, operands, fixed
+        return results
+
+    def joined(self, one: bool, other: bool) -> bool:
+        return one or other
+
+    def decided(self, choice: bool, results: list[bool]) -> list[bool]:
+        return [choice or x for x in results]
+
+    def scanned(self, equation: Any, x: bool, around: Sequence[Any]) -> bool:
+        del equation, around
+        return x
+
+
+def _batched(axis: Any, leaves: Sequence[Any], axes: Sequence[Any], *, jaxpr: Any, ways: _Ways) -> Any:
+    """Results that depend on nothing batched stay one for all: ordering tokens, say."""
+    axes = tuple(axes)  # None for what is not mapped over
+    depends = propagated(jaxpr, [a is not None for a in axes], _Depends())
+    out_axes = [0 if x else None for x in depends]
+    mapped = jax.vmap(
+        ways.on_any, axes, out_axes, axis_size=axis.size, spmd_axis_name=getattr(axis, "spmd_name", None)
+    )
+    return mapped(*leaves), out_axes
 
 
 def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any, ways: _Ways) -> Any:
@@ -91,5 +136,5 @@ def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: A
     return jax.jvp(jaxpr_as_fun(jaxpr), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
 
 
-batching.primitive_batchers[_choice_p] = _batched
+batching.fancy_primitive_batchers[_choice_p] = _batched
 ad.primitive_jvps[_choice_p] = _differentiated

@@ -6,6 +6,7 @@ registered with it.
 """
 
 import dataclasses
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,14 @@ import jax
 
 _PREFIX = "jaxopt_large"
 
+_one_at_a_time = threading.Lock()
 _registered: dict[str, tuple[Any, Any]] = {}  # name -> what tells functions apart, what the call means
+
+
+class ByWindow:
+    """Base of the meanings of calls that know which part of a whole array they have."""
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +45,11 @@ def named_call(
       static_argnums: as `jax.jit` has them.
     """
     full = f"{_PREFIX}_{name}_{zlib.crc32(repr(identity).encode()):08x}"
-    while full in _registered and _registered[full][0] != identity:  # another of equal looks
-        full += "_"
+    with _one_at_a_time:
+        while full in _registered and _registered[full][0] != identity:  # another of equal looks
+            full += "_"
+        _registered[full] = identity, meaning
     function.__name__ = function.__qualname__ = full
-    _registered[full] = identity, meaning
     return jax.jit(function, static_argnums=static_argnums)
 
 

@@ -46,7 +46,6 @@ _ROWS = """
     conj                    element
     convert_element_type    element sign kernel placed
     copy                    element handed sign kernel placed
-    copy_p                  element handed kernel
     cos                     element
     cosh                    element
     cummax                  sign
@@ -87,19 +86,15 @@ _ROWS = """
     neg                     element kernel
     nextafter               element
     not                     element kernel
-    opt_barrier             element handed
     optimization_barrier    element handed sign
     or                      element kernel
     pad                     sign
-    pcast                   element handed typing sign
     pjit                    call kernel
     pmax                    whole
-    pmax_invariant          whole
     pmin                    whole
     population_count        element
     pow                     element
     psum                    whole sign
-    psum2                   whole
     psum_invariant          whole
     pvary                   element handed typing sign
     random_bits             random
@@ -116,7 +111,6 @@ _ROWS = """
     round                   element kernel
     rsqrt                   element square kernel
     select_n                element kernel
-    shard_map_pvary         element handed typing
     sharding_constraint     element handed sign
     shift_left              element kernel
     shift_right_arithmetic  element kernel

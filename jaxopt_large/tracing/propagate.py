@@ -85,9 +85,13 @@ class _Forward(Generic[V]):
 
     def _inside(self, equation: Any, operands: list[V], around: tuple[Any, ...]) -> list[V]:
         """Through the functions of a call, a branch or a loop."""
-        loop: Callable[..., list[V]] | None = getattr(self, f"_{equation.primitive.name}", None)
-        if loop is not None:
-            return loop(equation, operands, around)
+        loops: dict[str, Callable[..., list[V]]] = {
+            "cond": self._cond,
+            "while": self._while,
+            "scan": self._scan,
+        }
+        if equation.primitive.name in loops:
+            return loops[equation.primitive.name](equation, operands, around)
         inner = callee(equation)
         if inner is None:
             raise NotImplementedError(f"a lattice left {equation.primitive.name} open, which calls nothing")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .calls import meaning_of
+from .calls import ByWindow, meaning_of
 from .primitives import known
 from .sources import transform_of
 
@@ -18,7 +18,7 @@ def difference_in_work(one: Any, other: Any) -> str | None:
     for a, b in zip(first, second, strict=False):
         if a.primitive is not b.primitive or not _same_literals(a, b):
             return transform_of(a)
-        if meaning_of(a) is not None and type(meaning_of(a)) is type(meaning_of(b)):
+        if isinstance(meaning_of(a), ByWindow) and isinstance(meaning_of(b), ByWindow):
             continue
         for key in a.params.keys() - _SHAPES:
             x, y = a.params[key], b.params.get(key)

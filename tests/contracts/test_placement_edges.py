@@ -289,3 +289,10 @@ def test_leaves_that_differ_in_a_constant_begin_as_they_should(mesh8, difference
         state = rule.init(params)
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(init(params)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_a_zero_without_arrays_still_says_where_what_is_beside_it_belongs(mesh8):
+    params = {"w": jnp.ones((8, 16))}
+    rule = optax.chain(jl.zero(jl.sgd(0.1), mesh8, "data"), jl.scale_by_learning_rate(lambda count: 0.1))
+    (count,) = jax.tree.leaves(jl.state_shardings(rule, params))
+    assert count.mesh == mesh8

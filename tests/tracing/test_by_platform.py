@@ -75,3 +75,19 @@ def test_derivatives_are_those_of_the_whole():
     _assert_close(got, (factor + np.exp(x), np.sum(x) + np.sum(_ARGS[1])))
     _, tangent = jax.jvp(lambda x: loss(x, factor), (x,), (jnp.ones_like(x),))
     np.testing.assert_allclose(tangent, np.sum(factor + np.exp(x)), rtol=1e-6)
+
+
+def test_what_depends_on_nothing_batched_is_one_for_all():
+    def step(x, token):
+        return by_platform(lambda x, t: (x + 1, t + 1), {"cpu": lambda x, t: (x + 1, t + 1)}, x, token)
+
+    closed = jax.make_jaxpr(jax.vmap(step, in_axes=(0, None), out_axes=(0, None)))(
+        jnp.ones((4, 3)), jnp.int32(0)
+    )
+    assert [v.shape for v in closed.out_avals] == [(4, 3), ()]
+
+
+def test_eagerly_nothing_is_compiled_for_it():
+    got = by_platform(_whole, {"cpu": _way("cpu")}, [[_ARGS[0]]], [_ARGS[2]])
+    assert _TRACED[0] == "cpu"
+    _assert_close(got, _want(*_ARGS)[:1])

@@ -1,0 +1,13 @@
+"""The list of the rules, in the order in which they are shown: a new one is a line here."""
+
+# ruff: noqa: I001
+from .learning_rate import *
+from .weight_decay import *
+from .gradient_descent import *
+from .sgd import *
+from .adagrad import *
+from .rmsprop import *
+from .adam import *
+from .lion import *
+
+__all__ = [name for name, value in globals().items() if callable(value) and not name.startswith("_")]
