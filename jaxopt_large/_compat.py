@@ -82,11 +82,6 @@ def varying_axes(x: Any) -> Any:
     return getattr(kind, "varying", None) or getattr(kind, "vma", None) or ()
 
 
-def is_differentiated(x: Any) -> bool:
-    """Is `x` traced by `jax.grad`, `jax.jvp` or `jax.linearize`?"""
-    return type(x).__name__ in ("JVPTracer", "LinearizeTracer")
-
-
 def like_varying(x: Any, like: Any) -> Any:
     """`x` typed as different on the devices of all mapped axes along which `like` is."""
     for axis_name in varying_axes(like):

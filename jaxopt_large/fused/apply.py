@@ -2,9 +2,6 @@
 
 from typing import Any
 
-import jax
-
-from .._compat import is_differentiated
 from .._errors import message
 from .._gradients import in_order
 from .._types import AnyRule, Params, State, Updates
@@ -29,7 +26,7 @@ def apply(
     to skip) are computed before. Leaves with the same equations share one traced function; under `jit` a
     step that is short as it is, and has nothing in blocks, stays as it was traced. Where fields are
     `stored` in blocks, a pass of 65,536 elements and more is one Pallas kernel on TPU and GPU, and on CPU a
-    loop over parts that stay in cache: codes are decoded as they are read and encoded as they are written,
+    loop over windows that stay in cache: codes are decoded as they are read and encoded as they are written,
     and neither a decoded copy nor the updates ever exist. Without blocks XLA's own fusions are at the floor
     already. `jl.explain_apply(rule, params)` says for each parameter which it is, and why.
 
@@ -43,9 +40,9 @@ def apply(
 
     On a mesh with Auto axes a kernel needs to know where arrays lie: `zero` tells, Explicit axes tell, and
     inside `shard_map(..., check_vma=False)` and `pmap` there is nothing to know. Elsewhere XLA runs.
-    Call it under `jit`: outside, what is computed before the passes runs operation by operation. Kernels
-    and loops have no derivatives; inside `jax.grad` and its like they are left out, where it can be seen:
-    around a step that is already jitted, pass `kernels="xla"`.
+    Call it under `jit`: outside, what is computed before the passes runs operation by operation. Derivatives
+    are those of XLA's way, inside `jax.grad` and around a step that is jitted; kernels that are asked for by
+    name have none.
 
     Args:
       rule: any rule, ours or optax's, in any wrappers.
@@ -72,8 +69,6 @@ def apply(
     """
     _check(rule, params, kernels)
     grads = in_order("apply", grads, params).tree
-    if kernels == "auto" and any(map(is_differentiated, jax.tree.leaves((grads, state, params, extra)))):
-        kernels = "xla"
     step = step_of(rule, extra)
     taken = Step.taken(step, (grads, state, params))
     if taken is None:  # it does more than its results say
