@@ -89,7 +89,7 @@ class Segment:
         sums: list[Any] = [None] * len(updates)
         if stages[0].measure is not None and updates:
             measured = [
-                self._measured(a[0], given[0], kept[0], g, p, f[0])
+                self._measured(a[0], given[0], _as_seen(stages[0], kept[0]), g, p, f[0])
                 for a, g, p, f in zip(active, updates, values, zip(*fields, strict=True), strict=True)
             ]
             sums = _over_shards(walk.who, measured)
@@ -249,13 +249,25 @@ def _without_leaves(stage: Stage, state: State) -> Any:
     )
 
 
+def _as_seen(stage: Stage, kept: Any) -> Any:
+    """The shared fields as a leaf's step sees them: what `shared` is made of need not be handed to each."""
+    if stage.shared is None:
+        return kept
+    return kept._replace(**dict.fromkeys(name for name in stage.of_all if not _is_key(getattr(kept, name))))
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[Any], Any]:
     """What each leaf's step sees of the shared fields, a random key of its own; and the keys of the next."""
-    names = [n for n in stage.of_all if jnp.issubdtype(getattr(kept, n).dtype, jax.dtypes.prng_key)]
+    names = [n for n in stage.of_all if _is_key(getattr(kept, n))]
+    seen = _as_seen(stage, kept)
     if not names:
-        return [kept] * leaves, after
+        return [seen] * leaves, after
     drawn = {name: jax.random.split(getattr(kept, name), leaves + 1) for name in names}
-    own = [kept._replace(**{name: keys[i + 1] for name, keys in drawn.items()}) for i in range(leaves)]
+    own = [seen._replace(**{name: keys[i + 1] for name, keys in drawn.items()}) for i in range(leaves)]
     # a key that `combine` has moved stays where it was put
     following = {name: keys[0] for name, keys in drawn.items() if getattr(after, name) is getattr(kept, name)}
     return own, after._replace(**following)

@@ -31,8 +31,9 @@ class Stage:
 
     Attributes:
       step: (shared, gradient, parameter, kept) -> (update, kept). `kept` is the state's NamedTuple with the
-        arrays of this leaf, and with what all leaves share as it was before the step; what comes back in a
-        shared field does not count. A stage that measures gets the sums of its leaf as a fifth argument.
+        arrays of this leaf; what all leaves share is in it as it was before the step, or None where `shared`
+        is given, but for random keys, of which each leaf has its own. What comes back in a shared field does
+        not count. A stage that measures gets the sums of its leaf as a fifth argument.
       state: the state's NamedTuple with a field in each place, made by `zeros`, `constant`, `shaped`,
         `count`, `shared` or `random_key`; None for one that is not kept.
       shared: from the state, without the arrays of leaves, what all leaves share in this step: any tree.
