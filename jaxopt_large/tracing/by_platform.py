@@ -69,7 +69,7 @@ def _types(*kinds: Any, jaxpr: Any, ways: _Ways) -> list[Any]:
 
 @_choice_p.def_impl
 def _run(*leaves: Any, jaxpr: Any, ways: _Ways) -> list[Any]:
-    return jax.jit(lambda *xs: _choice_p.bind(*xs, jaxpr=jaxpr, ways=ways))(*leaves)
+    return ways.on(_platform_of(leaves), jaxpr)(*leaves)
 
 
 def _platform_of(leaves: Sequence[Any]) -> str:

@@ -91,3 +91,10 @@ def test_eagerly_nothing_is_compiled_for_it():
     got = by_platform(_whole, {"cpu": _way("cpu")}, [[_ARGS[0]]], [_ARGS[2]])
     assert _TRACED[0] == "cpu"
     _assert_close(got, _want(*_ARGS)[:1])
+
+
+def test_without_jit_too():
+    with jax.disable_jit():
+        _assert_close(jax.jit(_step)(*_ARGS), _want(*_ARGS))
+    closed = jax.make_jaxpr(_step)(*_ARGS)
+    _assert_close(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *_ARGS), _want(*_ARGS))
