@@ -22,7 +22,7 @@ class CodecCall(_CodecFields, ByWindow):
       whole: the shape of the array that the random bits are for; () where there are none.
       order: of the scales' axes; () where there are none.
       make: (order, whole, apart) -> the function, for parts too; `apart`: are its arrays in memory, and not
-        computed on the way?.
+        computed on the way?
     """
 
     __slots__ = ()

@@ -18,7 +18,7 @@ from .._types import Params, Rule, State, Updates
 from ..passes.codecs import codec_of
 from ..tracing.calls import meaning_of
 from ..tracing.primitives import known
-from ..tracing.propagate import has_inside, propagated
+from ..tracing.propagate import Lattice, has_inside, propagated
 from ..tracing.same_work import difference_in_work
 from ..tracing.sources import innermost_transform
 from ..tracing.update import traced_update
@@ -128,7 +128,7 @@ def _refuse(blame: str, axis_name: str) -> None:
     )
 
 
-class _Shares:
+class _Shares(Lattice[_Value]):
     """The lattice of what values are, seen from one device of a mapped axis."""
 
     def __init__(self, axis_name: str):
@@ -177,12 +177,6 @@ class _Shares:
     def _partial(self, doing: str, equation: Any, around: Sequence[Any]) -> _Value:
         who = innermost_transform((*around, equation)) or "the rule"
         return _Value(_Kind.PARTIAL, f"{who} {doing}")
-
-    def refined(
-        self, equation: Any, operands: list[_Value], results: list[_Value], fixed: list[bool]
-    ) -> list[_Value]:
-        del equation, operands, fixed
-        return results
 
     def joined(self, one: _Value, other: _Value) -> _Value:
         return max(one, other, key=lambda v: v.kind)

@@ -12,7 +12,7 @@ import numpy as np
 from .._axes import reduction_axes
 from .._types import Params, Rule, State
 from ..tracing.primitives import known
-from ..tracing.propagate import has_inside, propagated
+from ..tracing.propagate import Lattice, has_inside, propagated
 from ..tracing.update import traced_update
 
 # fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
@@ -113,7 +113,7 @@ def _traced(rule: Rule, params: Params, state: State) -> list[bool | None]:
     return [begins[k].always and (after[k].always or k in after[k].leaves) for k in range(len(leaves))]
 
 
-class _Signs:
+class _Signs(Lattice[_Since]):
     """The lattice of what is never negative: always, since some leaves are not, or not known."""
 
     def of_constant(self, value: Any) -> _Since:
@@ -158,10 +158,6 @@ class _Signs:
     def decided(self, choice: _Since, results: list[_Since]) -> list[_Since]:
         del choice
         return results
-
-    def scanned(self, equation: Any, x: _Since, around: Sequence[Any]) -> _Since:
-        del equation, around
-        return x
 
 
 def _is_non_negative(x: Any) -> bool:

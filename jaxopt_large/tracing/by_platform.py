@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from .propagate import has_inside, propagated
+from .propagate import Lattice, has_inside, propagated
 
 _PLATFORMS = ("cpu", "tpu", "cuda", "rocm")  # as JAX names them
 
@@ -92,7 +92,7 @@ for _platform in _PLATFORMS:
     mlir.register_lowering(_choice_p, _lower(_platform), platform=_platform)
 
 
-class _Depends:
+class _Depends(Lattice[bool]):
     """The lattice of what depends on some of the inputs."""
 
     def of_constant(self, value: Any) -> bool:
@@ -103,21 +103,11 @@ class _Depends:
         del around
         return None if has_inside(equation) else [any(operands)] * len(equation.outvars)
 
-    def refined(
-        self, equation: Any, operands: list[bool], results: list[bool], fixed: list[bool]
-    ) -> list[bool]:
-        del equation, operands, fixed
-        return results
-
     def joined(self, one: bool, other: bool) -> bool:
         return one or other
 
     def decided(self, choice: bool, results: list[bool]) -> list[bool]:
         return [choice or x for x in results]
-
-    def scanned(self, equation: Any, x: bool, around: Sequence[Any]) -> bool:
-        del equation, around
-        return x
 
 
 def _batched(axis: Any, leaves: Sequence[Any], axes: Sequence[Any], *, jaxpr: Any, ways: _Ways) -> Any:

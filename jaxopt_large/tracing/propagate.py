@@ -34,7 +34,8 @@ class Lattice(Protocol[V]):
 
     def refined(self, equation: Any, operands: list[V], results: list[V], fixed: list[bool]) -> list[V]:
         """Results of which an equation's operands tell more; `fixed` says which operands are constants."""
-        ...
+        del equation, operands, fixed
+        return results
 
     def joined(self, one: V, other: V) -> V:
         """What is known of a value that is one or the other."""
@@ -46,7 +47,8 @@ class Lattice(Protocol[V]):
 
     def scanned(self, equation: Any, x: V, around: Sequence[Any]) -> V:
         """What is known of the slices that a scan takes of `x`."""
-        ...
+        del equation, around
+        return x
 
 
 def propagated(closed: Any, inputs: Sequence[V], lattice: Lattice[V]) -> list[V]:
