@@ -48,7 +48,7 @@ gpu: .venv-gpu/.done ## The GPU compiler's own account, for chips that are not t
 	.venv-gpu/bin/python -m pytest -m gpu_compile tests/gpu
 
 clean: ## Remove environments and caches; runs stay
-	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .import_linter_cache .jax_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -72,6 +72,18 @@ every_rule = pytest.mark.parametrize("case", RULES, ids=str)
 every_variant = pytest.mark.parametrize("case", VARIANTS, ids=str)
 
 
+def in_turn(name: str, xs: Any, other: str, ys: Any) -> Any:
+    """Parametrizes by all pairs of x and y; those of each x with one y, in turn, are not marked `full`."""
+    return pytest.mark.parametrize(
+        (name, other),
+        [
+            pytest.param(x, y, id=f"{x}-{y}", marks=pytest.mark.full if (i + j) % len(ys) else ())
+            for i, x in enumerate(xs)
+            for j, y in enumerate(ys)
+        ],
+    )
+
+
 def mixed_params(dtype: Any = jnp.float32) -> Any:
     """Leaves of every kind: matrix, stack, vector, scalar, zero-size, None, nested and odd lengths."""
     r = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
-from .catalog import like
+from .catalog import in_turn, like
 
 P = PartitionSpec
 _STEPS = 4
@@ -131,8 +131,7 @@ def _device_grads(i):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("mode", ["sharded", "deferred"])
-@pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map typed"])
+@in_turn("way", ["pmap", "shard_map", "shard_map typed"], "mode", ["sharded", "deferred"])
 def test_in_mapped_axes(mode, way, mesh8):
     inner = optax.chain(jl.clip_by_global_norm(1.0), jl.adam(1e-2))
     if mode == "sharded":

@@ -14,7 +14,7 @@ import jaxopt_large as jl
 from jaxopt_large._partition import respelled
 from jaxopt_large.placement._reductions import ReductionError
 
-from ..catalog import RULES
+from ..catalog import RULES, in_turn
 from ..peers import PEERS, Peer, extras
 
 P = PartitionSpec
@@ -33,13 +33,13 @@ def _as_optax_wants():
 
 
 def _cover():
-    """Every rule in both kinds of axes, meshes and layouts in turn; the full product is marked so."""
+    """Every rule once, kinds of axes, meshes and layouts in turn; the full product is marked so."""
     places = [
         (m, p) for m, p in itertools.product(MESHES, LAYOUTS) if m != "8" or p in ("replicated", "fsdp")
     ]
     for i, peer in enumerate(ANY):
         for j, (place, kind) in enumerate(itertools.product(places, (AxisType.Auto, AxisType.Explicit))):
-            chosen = j // 2 == (i + (kind is AxisType.Explicit) * 5) % len(places)
+            chosen = j == (2 * i + i // len(places)) % (2 * len(places))
             marks = () if chosen else pytest.mark.full
             yield pytest.param(peer, *place, kind, marks=marks, id=f"{peer}-{place[0]}-{place[1]}-{kind}")
 
@@ -162,8 +162,7 @@ def _is_divided(state):
             assert "data" in names, leaf.sharding
 
 
-@pytest.mark.parametrize("peer", ANY, ids=str)
-@pytest.mark.parametrize("way", ["shard_map", "shard_map typed", "pmap"])
+@in_turn("peer", ANY, "way", ["shard_map", "shard_map typed", "pmap"])
 def test_inside_a_mapped_axis(peer, way, mesh8):
     if not peer.elementwise:
         with pytest.raises(

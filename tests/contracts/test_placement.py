@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
-from ..catalog import RULES, every_rule, mixed_params
+from ..catalog import RULES, every_rule, in_turn, mixed_params
 
 _STEPS = 50
 P = PartitionSpec
@@ -76,8 +76,7 @@ def _lives_once(state, devices):
 
 
 @pytest.mark.compat
-@every_rule
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+@in_turn("case", RULES, "axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_jit_equals_unsharded(case, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     rule, traces = jl.zero(_guarded(case), mesh, axis="data", min_bytes=0), []

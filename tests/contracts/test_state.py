@@ -10,7 +10,7 @@ import pytest
 
 import jaxopt_large as jl
 
-from ..catalog import RULES, every_rule, every_variant, like, mixed_params
+from ..catalog import RULES, VARIANTS, every_rule, in_turn, like, mixed_params
 
 
 def _signature(tree):
@@ -28,8 +28,7 @@ def _bits(x):
 
 
 @pytest.mark.compat
-@every_variant
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@in_turn("case", VARIANTS, "dtype", ["float32", "bfloat16"])
 def test_structure_shapes_and_dtypes_are_fixed_by_init(case, dtype):
     params = mixed_params(dtype)
     for rate in (case.rate, lambda count: 0.1 / (1 + count.astype(jnp.float32))):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._encoded import Encoded, is_encoded
 
-from ..catalog import RULES
+from ..catalog import RULES, in_turn
 
 P = PartitionSpec
 
@@ -326,8 +326,7 @@ def _second_moment(format, b2, kind, steps=2000, shape=(64, 128)):
     return float(np.median(got[seen] / true[seen]))
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "decaying"])
-@pytest.mark.parametrize("b2", [0.9, 0.95, 0.99, 0.999, 0.9999])
+@in_turn("b2", [0.9, 0.95, 0.99, 0.999, 0.9999], "kind", ["dense", "sparse", "decaying"])
 def test_the_second_moment_is_not_biased(b2, kind):
     assert abs(_second_moment(jl.int8(), b2, kind) - 1) < 0.01
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import jaxopt_large as jl
 from jaxopt_large.fused._step import Step, step_of
 
+from ..catalog import in_turn
 from .cases import arrays
 
 
@@ -45,8 +46,7 @@ def _calls(step, *args):
     return str(jax.make_jaxpr(step)(*args)).count("pallas_call")
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("placement", ["zero", "zero over fsdp", "fsdp"])
+@in_turn("placement", ["zero", "zero over fsdp", "fsdp"], "kind", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(kind, placement):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
     rule = _inner() if placement == "fsdp" else jl.zero(_inner(), mesh, "data")
@@ -73,8 +73,7 @@ def test_on_a_mesh(kind, placement):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map typed"])
-@pytest.mark.parametrize("kernels", ["auto", "interpret"])
+@in_turn("way", ["pmap", "shard_map", "shard_map typed"], "kernels", ["auto", "interpret"])
 def test_in_mapped_axes(way, kernels, mesh8):
     values, rule = _values(), jl.zero(_inner(), axis_name="data")
     want = jl.apply(_inner(), _grads(1), _inner().init(values), values)

@@ -222,10 +222,8 @@ def compare(rule, params, steps=3, loops=1):
 
 int8 = lambda **kw: jl.stored(jl.adamw(1e-2), mu=jl.int8(), nu=jl.int8(), **kw)
 params = {"a": jnp.ones((300, 300)), "b": jnp.full((2, 130, 257), 0.5), "c": jnp.ones((300, 300)), "d": jnp.ones(7)}
-compare(int8(), params, loops=2)  # a and c share one
-compare(optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(int8())), params, loops=2)
-compare(int8(params=jl.split()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
-compare(jl.stored(jl.lion(1e-3), mu=jl.int4()), params, loops=2)
+compare(optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(int8())), params, loops=2)  # a and c share one
+compare(jl.stored(jl.lion(1e-3), params=jl.split(), mu=jl.int4()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
 
 format = jl.int8()  # codecs without a key of a step, and without an encoder
 signed = format.of_sign(True)

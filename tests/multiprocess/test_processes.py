@@ -64,7 +64,7 @@ def _same(got, want):
         np.testing.assert_allclose(got[name], x, rtol=0 if name == "w" else 1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 4), (3, 2)])
+@pytest.mark.parametrize(("count", "devices"), [(2, 4), pytest.param(3, 2, marks=pytest.mark.full)])
 def test_processes_agree_with_one_and_their_checkpoints_fit_any_mesh(count, devices, tmp_path, uninterrupted):
     _finish(_start(tmp_path, count, devices), tmp_path)
     _same(_final(tmp_path), uninterrupted)
@@ -91,7 +91,13 @@ def _restored(folder, sizes):
 
 
 @pytest.mark.parametrize(
-    ("when", "count", "fewer"), [("step", 3, 2), ("save", 3, 2), ("save", 2, 1), ("saved", 2, 1)]
+    ("when", "count", "fewer"),
+    [
+        pytest.param("step", 3, 2, marks=pytest.mark.full),
+        ("save", 3, 2),
+        pytest.param("save", 2, 1, marks=pytest.mark.full),
+        ("saved", 2, 1),
+    ],
 )
 def test_one_is_killed_and_fewer_go_on(when, count, fewer, tmp_path, uninterrupted):
     runs = _start(tmp_path, count, 2, (when, 3))
