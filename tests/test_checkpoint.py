@@ -70,7 +70,7 @@ def test_round_trip_bit_for_bit(saved):
     assert jl.read_metadata(path) == {"position": 12}
 
 
-@pytest.mark.parametrize("devices", [1, 3, 4])
+@pytest.mark.parametrize("devices", [3, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 4))])
 def test_restores_on_another_number_of_devices(saved, devices):
     path, tree = saved
     rule, params, state = _run(devices, steps=0)

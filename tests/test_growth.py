@@ -12,7 +12,7 @@ import jaxopt_large as jl
 
 _PACKAGE = str(Path(jl.__file__).parent)
 _SHAPES = [(16, 160), (64, 64), (128,), (8, 8)]
-_FEW, _MANY = 50, 200
+_FEW, _MANY = 40, 160
 
 
 @pytest.fixture(autouse=True)

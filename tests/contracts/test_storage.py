@@ -438,7 +438,7 @@ def on_one():
     return params, state.inner
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [8, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 4))])
 def test_the_same_bits_on_every_mesh(count, on_one):
     mesh, rule = _on(count)
     params, state = _run(rule, _mesh_params(mesh), _STEPS)
@@ -507,7 +507,9 @@ def test_parameters_divided_among_explicit_axes(columns):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map typed"])
+@pytest.mark.parametrize(
+    "way", ["pmap", pytest.param("shard_map", marks=pytest.mark.full), "shard_map typed"]
+)
 def test_the_same_bits_in_mapped_axes(way, mesh8):
     steps, inner = 20, lambda: _int8(jl.adamw(1e-2), params=jl.split())
     values = {k: jnp.asarray(np.asarray(x)) for k, x in _mesh_params(mesh8).items()}

@@ -12,7 +12,7 @@ from optax import contrib
 import jaxopt_large as jl
 from jaxopt_large.fused._step import Step, step_of
 
-from ..catalog import RULES
+from ..catalog import RULES, in_turn
 from .cases import arrays
 
 _MATRICES = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)  # noqa: E731
@@ -108,8 +108,7 @@ _INNER = {
 }
 
 
-@pytest.mark.parametrize("around", _AROUND)
-@pytest.mark.parametrize("inner", _INNER)
+@in_turn("around", _AROUND, "inner", ["int8", "float32"])
 def test_wrappers(around, inner):
     with jax.numpy_dtype_promotion("standard"):
         rule = _AROUND[around](_INNER[inner]())

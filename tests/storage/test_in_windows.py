@@ -101,9 +101,13 @@ def _assert_close(got, want):
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize(
-    "rule", [pytest.param(name, marks=[pytest.mark.compat] if name == "clip" else []) for name in RULES]
-)
+_MARKS = {
+    "clip": [pytest.mark.compat],
+    **{name: [pytest.mark.full] for name in ("optax.adamw", "sgd", "partition")},
+}
+
+
+@pytest.mark.parametrize("rule", [pytest.param(name, marks=_MARKS.get(name, [])) for name in RULES])
 def test_the_same_numbers_as_all_at_once(rule, windows):
     make, fields = RULES[rule]
     start = _draw(0, ["layers", "a rest"])
@@ -133,8 +137,8 @@ _FIRST = {
 def test_the_same_bits_in_parts_of_any_size(format, params, windows):
     params = PARAMS[params]
     rule = jl.stored(jl.adamw(1e-2), params=params, mu=FORMATS[format](), nu=FORMATS[format]())
-    names = ["layers", "a rest in layers", "a vector", "narrow"]
-    start = _draw(0, names, jnp.float32 if params is None else jnp.bfloat16)
+    others = ["a vector", "narrow"] if format in ("int8", "bfloat16") else ["a rest in layers"]
+    start = _draw(0, ["layers", *others], jnp.float32 if params is None else jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # for `apply_updates`
         made = {}
         for share in (None, 5, 13):
