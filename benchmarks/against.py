@@ -1,6 +1,6 @@
 """Has a change cost anything? This checkout beside another commit, in turn (A B A B).
 
-    python benchmarks/against.py COMMIT        # 25 minutes
+    python benchmarks/against.py COMMIT        # 12 minutes
 
 Each turn is a process of its own, with one commit's package and this checkout's benchmarks:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _CASES = ("AdamW", "clip + AdamW", "AdamW int8")
-_TURNS = 3
+_TURNS = 4
 
 
 def _step() -> dict[str, float]:
