@@ -39,7 +39,7 @@ def _run_exact(part, parts):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert not [line for line in lines if line.startswith("DIFFERS")], done.stdout
-    assert int(lines[-1].split()[1]) >= 4
+    assert int(lines[-1].split()[1]) > 0
 
 
 @pytest.mark.slow
