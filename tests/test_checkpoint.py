@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
-from .catalog import every_rule, like, mixed_params, needs_host_memory
+from .catalog import every_rule, in_turn, like, mixed_params, needs_host_memory
 
 pytest.importorskip("orbax.checkpoint")
 P = PartitionSpec
@@ -361,14 +361,7 @@ _SOURCES, _SIZES = ("jit 2x4", "pmap 8", "jit 8 offloaded"), ((1,), (3,), (4,), 
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize(
-    ("source", "sizes"),
-    [  # each with each other, half of the pairs
-        pytest.param(x, y, id=f"{x}-{y}", marks=[pytest.mark.full] if (n + k) % 2 else [])
-        for n, x in enumerate(_SOURCES)
-        for k, y in enumerate(_SIZES)
-    ],
-)
+@in_turn("sizes", _SIZES, "source", _SOURCES)
 def test_a_state_is_read_on_another_mesh(source, sizes, tmp_path):
     from jaxopt_large.checkpoint._logical import unpadded
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxopt_large as jl
 
-from ..catalog import every_rule, every_variant, like, mixed_params
+from ..catalog import RULES, every_rule, every_variant, in_turn, like, mixed_params
 
 _STEPS = 100
 
@@ -50,8 +50,7 @@ def test_equals_optax_in_float32(case):
 
 
 @pytest.mark.compat
-@every_rule
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=lambda d: jnp.dtype(d).name)
+@in_turn("case", RULES, "dtype", ["bfloat16", "float16", "float32"])
 def test_moments_are_float32_and_updates_have_the_gradients_dtype(case, dtype):
     params = mixed_params(dtype)
     rule = case.rule()

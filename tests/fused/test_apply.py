@@ -103,12 +103,12 @@ _AROUND = {
     "norm of updates": lambda r: optax.chain(r, optax.clip_by_global_norm(1e-3)),
 }
 _INNER = {
-    "float32": lambda: jl.adamw(1e-2),
     "int8": lambda: jl.stored(jl.adamw(1e-2), mu=jl.int8(), nu=jl.int8()),
+    "float32": lambda: jl.adamw(1e-2),
 }
 
 
-@in_turn("around", _AROUND, "inner", ["int8", "float32"])
+@in_turn("around", _AROUND, "inner", _INNER)
 def test_wrappers(around, inner):
     with jax.numpy_dtype_promotion("standard"):
         rule = _AROUND[around](_INNER[inner]())

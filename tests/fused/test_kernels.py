@@ -39,19 +39,19 @@ def _run_exact(part, parts):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert not [line for line in lines if line.startswith("DIFFERS")], done.stdout
-    assert int(lines[-1].split()[1]) > 0
+    assert int(lines[-1].split()[1]) > 8
 
 
 @pytest.mark.slow
 def test_the_same_bits_as_the_rule_op_by_op():
-    _run_exact(0, 20)
+    _run_exact(0, 8)
 
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(1, 20))
+@pytest.mark.parametrize("part", range(1, 8))
 def test_the_same_bits_as_the_rule_op_by_op_in_all_pairs(part):
-    _run_exact(part, 20)
+    _run_exact(part, 8)
 
 
 def _passes(rule, shape, dtype=jnp.float32, gradient=None):

@@ -18,15 +18,21 @@ from . import cases
 _CASES = cases.pairs(
     cases.RULES, ("int8", "int4", "float8"), cases.PARAMS, [(50, 300), (3, 20, 256)], ("clip", "skip")
 )
-_FIRST = 24  # each rule is among them, and each format with each kind of parameters
+
+
+def _marked():
+    """The cases; `full` those that bring neither a rule nor a format with a kind of parameters."""
+    seen = set()
+    for n, (name, formats, kind, *others) in enumerate(_CASES):
+        new = {name, (formats, kind)} - seen
+        seen |= new
+        most = 2**9 if n % 2 else 2**12
+        yield pytest.param(most, name, formats, kind, *others, marks=() if new else pytest.mark.full)
 
 
 @pytest.mark.parametrize(
     ("most", "name", "formats", "kind", "shape", "around"),
-    [
-        pytest.param(2**9 if n % 2 else 2**12, *case, marks=pytest.mark.full if n >= _FIRST else ())
-        for n, case in enumerate(_CASES)
-    ],
+    list(_marked()),
 )
 def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, monkeypatch):
     monkeypatch.setattr(loop, "window_elements", lambda shape, holds: most)

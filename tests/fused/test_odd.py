@@ -222,8 +222,10 @@ def compare(rule, params, steps=3, loops=1):
 
 int8 = lambda **kw: jl.stored(jl.adamw(1e-2), mu=jl.int8(), nu=jl.int8(), **kw)
 params = {"a": jnp.ones((300, 300)), "b": jnp.full((2, 130, 257), 0.5), "c": jnp.ones((300, 300)), "d": jnp.ones(7)}
+"""
+_FIRST = """
 compare(optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(int8())), params, loops=2)  # a and c share one
-compare(jl.stored(jl.lion(1e-3), params=jl.split(), mu=jl.int4()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
+compare(int8(params=jl.split()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
 
 format = jl.int8()  # codecs without a key of a step, and without an encoder
 signed = format.of_sign(True)
@@ -256,9 +258,18 @@ with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.
     p = jax.device_put(w, jax.sharding.PartitionSpec())
     np.testing.assert_allclose(jl.apply(rule, p, rule.init(p), p)[0], jl.apply(rule, w, state, w)[0], rtol=1e-6)
 """
+_MORE = """
+compare(int8(), params, loops=2)
+compare(jl.stored(jl.lion(1e-3), mu=jl.int4()), params, loops=2)
+"""
 
 
 @pytest.mark.slow  # a process of its own, with one device
-def test_in_a_process_with_one_device():
-    done = subprocess.run([sys.executable, "-c", _ONE_DEVICE], capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize(
+    "program", [_FIRST, pytest.param(_MORE, marks=pytest.mark.full)], ids=["first", "more"]
+)
+def test_in_a_process_with_one_device(program):
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_DEVICE + program], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -4,6 +4,7 @@ XLA:CPU contracts a * b + c * d to one rounding less, here or there, depending o
 between the two ways the last bit of a float32 may differ, and a code where it decides.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -121,24 +122,26 @@ def test_the_same_numbers_as_all_at_once(rule, windows):
     _assert_close(got, whole)
 
 
-_PAIRS = [(f, p) for f in FORMATS for p in PARAMS]
+_TREES = {"a rest": ["layers", "a rest in layers"], "vectors": ["layers", "a vector", "narrow"]}
 _FIRST = {
-    ("int4", "float32"),
-    ("float8", "rounded"),
-    ("bfloat16", "split"),
-    ("int8", "split"),
+    ("int4", "float32", "a rest"),
+    ("float8", "rounded", "a rest"),
+    ("bfloat16", "split", "vectors"),
+    ("int8", "split", "vectors"),
 }
 
 
 @pytest.mark.parametrize(
-    ("format", "params"),
-    [pytest.param(*pair, marks=[] if pair in _FIRST else [pytest.mark.full]) for pair in _PAIRS],
+    ("format", "params", "tree"),
+    [
+        pytest.param(*case, marks=[] if case in _FIRST else [pytest.mark.full])
+        for case in itertools.product(FORMATS, PARAMS, _TREES)
+    ],
 )
-def test_the_same_bits_in_parts_of_any_size(format, params, windows):
+def test_the_same_bits_in_parts_of_any_size(format, params, tree, windows):
     params = PARAMS[params]
     rule = jl.stored(jl.adamw(1e-2), params=params, mu=FORMATS[format](), nu=FORMATS[format]())
-    others = ["a vector", "narrow"] if format in ("int8", "bfloat16") else ["a rest in layers"]
-    start = _draw(0, ["layers", *others], jnp.float32 if params is None else jnp.bfloat16)
+    start = _draw(0, _TREES[tree], jnp.float32 if params is None else jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # for `apply_updates`
         made = {}
         for share in (None, 5, 13):
