@@ -72,16 +72,30 @@ every_rule = pytest.mark.parametrize("case", RULES, ids=str)
 every_variant = pytest.mark.parametrize("case", VARIANTS, ids=str)
 
 
-def in_turn(name: str, xs: Any, other: str, ys: Any) -> Any:
-    """Parametrizes by all pairs of x and y; those of each x with one y, in turn, are not marked `full`."""
+def _full(is_left: Any) -> Any:
+    return pytest.mark.full if is_left else ()
+
+
+def in_turn(name: str, xs: Any, other: str, ys: Any, *, left: tuple[str, ...] = ()) -> Any:
+    """Parametrizes by all pairs of x and y; those of each x with one y, in turn, are not marked `full`.
+
+    Of xs in `left`, of which others are of the same kind, all pairs are.
+    """
+    assert set(left) < set(map(str, xs)) or not left, left
     return pytest.mark.parametrize(
         (name, other),
         [
-            pytest.param(x, y, id=f"{x}-{y}", marks=pytest.mark.full if (i + j) % len(ys) else ())
+            pytest.param(x, y, id=f"{x}-{y}", marks=_full((i + j) % len(ys) or str(x) in left))
             for i, x in enumerate(xs)
             for j, y in enumerate(ys)
         ],
     )
+
+
+def some_of(names: Any, *left: str) -> list[Any]:
+    """Names as parameters; those of `left`, of which others are of the same kind, are marked `full`."""
+    assert set(left) < set(map(str, names)), left
+    return [pytest.param(n, marks=_full(str(n) in left), id=str(n)) for n in names]
 
 
 def mixed_params(dtype: Any = jnp.float32) -> Any:

@@ -175,7 +175,8 @@ def test_counter_stays_at_the_largest_integer():
 
 @every_rule
 def test_learning_rate_may_be_a_number_a_schedule_or_an_array(case):
-    params, grads = mixed_params(), like(mixed_params(), 0)
+    params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}
+    grads = like(params, 0)
 
     def first(rate):
         rule = case.rule(rate)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._encoded import Encoded, is_encoded
 
-from ..catalog import RULES, in_turn
+from ..catalog import RULES, in_turn, some_of
 
 P = PartitionSpec
 
@@ -59,9 +59,10 @@ _ANY = {
     "MultiSteps": (lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(), ("mu", "nu"), 2),
     "skip": (lambda: jl.skip_nonfinite(jl.adamw(1e-2)), ("mu", "nu"), 2),
 }
+_ALIKE = ("optax.lion", "optax.sgd", "optax.adagrad", "optax.yogi", "optax.rmsprop", "chain", "skip")
 
 
-@pytest.mark.parametrize("name", _ANY)
+@pytest.mark.parametrize("name", some_of(_ANY, *_ALIKE))
 def test_any_rule_by_the_names_of_its_fields(name):
     make, fields, count = _ANY[name]
     params = {"w": _normal(0), "b": jnp.ones(24)}
@@ -290,7 +291,7 @@ def _displacement(rule, scale, steps, shape=(16, 256)):
 @pytest.mark.parametrize("b2", [pytest.param(0.95, marks=pytest.mark.full), 0.999])
 def test_the_scale_of_the_gradient_does_not_matter(b2):
     found = {}
-    for scale in (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4):
+    for scale in (1e-8, 1e-4, 1.0, 1e4):
         make = lambda: jl.adam(1e-2, b2=b2, eps=1e-8 * scale)  # noqa: B023, E731
         want = _displacement(make(), jnp.float32(scale), 200)
         got = found[scale] = _displacement(_int8(make()), jnp.float32(scale), 200)
@@ -508,7 +509,7 @@ def test_parameters_divided_among_explicit_axes(columns):
 
 @pytest.mark.compat
 @pytest.mark.parametrize(
-    "way", ["pmap", pytest.param("shard_map", marks=pytest.mark.full), "shard_map typed"]
+    "way", [*(pytest.param(way, marks=pytest.mark.full) for way in ("pmap", "shard_map")), "shard_map typed"]
 )
 def test_the_same_bits_in_mapped_axes(way, mesh8):
     steps, inner = 20, lambda: _int8(jl.adamw(1e-2), params=jl.split())

@@ -12,7 +12,7 @@ from optax import contrib
 import jaxopt_large as jl
 from jaxopt_large.fused._step import Step, step_of
 
-from ..catalog import RULES, in_turn
+from ..catalog import RULES, in_turn, some_of
 from .cases import arrays
 
 _MATRICES = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)  # noqa: E731
@@ -80,7 +80,7 @@ _OPTAX = {
 }
 
 
-@pytest.mark.parametrize("name", _OPTAX)
+@pytest.mark.parametrize("name", some_of(_OPTAX, "adamw", "lion", "adagrad", "rmsprop", "adabelief"))
 def test_optax_rules_bit_for_bit(name):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         # between matrix products XLA fuses as it likes
@@ -108,7 +108,7 @@ _INNER = {
 }
 
 
-@in_turn("around", _AROUND, "inner", _INNER)
+@in_turn("around", _AROUND, "inner", _INNER, left=("optax's clip", "inject", "apply_if_finite"))
 def test_wrappers(around, inner):
     with jax.numpy_dtype_promotion("standard"):
         rule = _AROUND[around](_INNER[inner]())

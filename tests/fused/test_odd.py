@@ -225,7 +225,6 @@ params = {"a": jnp.ones((300, 300)), "b": jnp.full((2, 130, 257), 0.5), "c": jnp
 """
 _FIRST = """
 compare(optax.chain(jl.clip_by_global_norm(1.0), jl.skip_nonfinite(int8())), params, loops=2)  # a and c share one
-compare(int8(params=jl.split()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
 
 format = jl.int8()  # codecs without a key of a step, and without an encoder
 signed = format.of_sign(True)
@@ -259,6 +258,7 @@ with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.
     np.testing.assert_allclose(jl.apply(rule, p, rule.init(p), p)[0], jl.apply(rule, w, state, w)[0], rtol=1e-6)
 """
 _MORE = """
+compare(int8(params=jl.split()), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), loops=3)
 compare(int8(), params, loops=2)
 compare(jl.stored(jl.lion(1e-3), mu=jl.int4()), params, loops=2)
 """

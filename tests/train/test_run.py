@@ -157,8 +157,8 @@ def test_resuming_is_not_a_cold_start(whole, tmp_path, monkeypatch, quiet_consol
         ["placement.parallel=pmap"],
         ["placement.parallel=pmap", "placement.zero=null"],
         ["placement.zero=null"],
-        ["train.accumulate=2"],
-        ["placement.mesh={data: 4}"],
+        pytest.param(["train.accumulate=2"], marks=pytest.mark.full),
+        pytest.param(["placement.mesh={data: 4}"], marks=pytest.mark.full),
         ["placement.parallel=pmap", "train.accumulate=4", "placement.mesh={data: 2}"],
     ],
     ids=lambda o: " ".join(o),
@@ -175,9 +175,13 @@ def test_every_way_to_run_gives_the_same_parameters(whole, tmp_path, quiet_conso
     ("before", "after"),
     [
         ([], ["placement.mesh={data: 4}"]),
-        ([], ["placement.parallel=pmap"]),
+        pytest.param([], ["placement.parallel=pmap"], marks=pytest.mark.full),
         (["placement.parallel=pmap"], ["placement.mesh={data: 2}"]),
-        (["placement.parallel=pmap"], ["placement.parallel=pmap", "placement.mesh={data: 4}"]),
+        pytest.param(
+            ["placement.parallel=pmap"],
+            ["placement.parallel=pmap", "placement.mesh={data: 4}"],
+            marks=pytest.mark.full,
+        ),
     ],
     ids=str,
 )
