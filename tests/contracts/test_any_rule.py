@@ -23,6 +23,7 @@ MESHES = {"8": {"data": 8}, "4x2": {"data": 4, "model": 2}, "2x2x2": {"data": 2,
 LAYOUTS = ("replicated", "fsdp", "tensor", "both")
 _STEPS = 3
 _ALIKE = ("adamaxw", "nadamw", "adabelief", "yogi", "adadelta", "amsgrad", "lars", "dowg")  # states of a kind
+_ALIKE += ("nadam", "radam", "optimistic_adam_v2", "rprop", "simplified_ademamix", "dog", "fromage")
 _LARGE = 100  # elements: a leaf of this size in the state must be divided
 
 

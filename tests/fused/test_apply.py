@@ -108,7 +108,13 @@ _INNER = {
 }
 
 
-@in_turn("around", _AROUND, "inner", _INNER, left=("optax's clip", "inject", "apply_if_finite"))
+@in_turn(
+    "around",
+    _AROUND,
+    "inner",
+    _INNER,
+    left=("optax's clip", "inject", "apply_if_finite", "partition", "masked"),
+)
 def test_wrappers(around, inner):
     with jax.numpy_dtype_promotion("standard"):
         rule = _AROUND[around](_INNER[inner]())

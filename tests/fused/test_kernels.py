@@ -25,6 +25,9 @@ from . import cases
 _ROOT = Path(__file__).parents[2]
 
 
+_PARTS = 12  # of the cases; each runs for half a minute
+
+
 def _run_exact(part, parts):
     """Cases in a process of its own: its compiler flags differ."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
@@ -39,19 +42,19 @@ def _run_exact(part, parts):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert not [line for line in lines if line.startswith("DIFFERS")], done.stdout
-    assert int(lines[-1].split()[1]) > 8
+    assert int(lines[-1].split()[1]) > 5
 
 
 @pytest.mark.slow
 def test_the_same_bits_as_the_rule_op_by_op():
-    _run_exact(0, 8)
+    _run_exact(0, _PARTS)
 
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(1, 8))
+@pytest.mark.parametrize("part", range(1, _PARTS))
 def test_the_same_bits_as_the_rule_op_by_op_in_all_pairs(part):
-    _run_exact(part, 8)
+    _run_exact(part, _PARTS)
 
 
 def _passes(rule, shape, dtype=jnp.float32, gradient=None):

@@ -21,11 +21,11 @@ _CASES = cases.pairs(
 
 
 def _marked():
-    """The cases; `full` those that bring neither a rule nor a format with a kind of parameters."""
+    """The cases; `full` those that bring no other format with a kind of parameters."""
     seen = set()
     for n, (name, formats, kind, *others) in enumerate(_CASES):
-        new = {name, (formats, kind)} - seen
-        seen |= new
+        new = (formats, kind) not in seen
+        seen.add((formats, kind))
         most = 2**9 if n % 2 else 2**12
         yield pytest.param(most, name, formats, kind, *others, marks=() if new else pytest.mark.full)
 

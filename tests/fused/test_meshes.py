@@ -46,7 +46,13 @@ def _calls(step, *args):
     return str(jax.make_jaxpr(step)(*args)).count("pallas_call")
 
 
-@in_turn("placement", ["zero", "zero over fsdp", "fsdp"], "kind", [AxisType.Auto, AxisType.Explicit])
+@in_turn(
+    "placement",
+    ["zero", "zero over fsdp", "fsdp"],
+    "kind",
+    [AxisType.Auto, AxisType.Explicit],
+    left=("zero",),
+)
 def test_on_a_mesh(kind, placement):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
     rule = _inner() if placement == "fsdp" else jl.zero(_inner(), mesh, "data")
@@ -73,7 +79,9 @@ def test_on_a_mesh(kind, placement):
 
 
 @pytest.mark.compat
-@in_turn("way", ["pmap", "shard_map", "shard_map typed"], "kernels", ["auto", "interpret"])
+@in_turn(
+    "way", ["pmap", "shard_map", "shard_map typed"], "kernels", ["auto", "interpret"], left=("shard_map",)
+)
 def test_in_mapped_axes(way, kernels, mesh8):
     values, rule = _values(), jl.zero(_inner(), axis_name="data")
     want = jl.apply(_inner(), _grads(1), _inner().init(values), values)

@@ -9,6 +9,8 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
+from ..catalog import some_of
+
 nnx = pytest.importorskip("flax.nnx")
 
 
@@ -48,7 +50,7 @@ def optax_may_promote():
 
 
 @pytest.mark.usefixtures("optax_may_promote")
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", some_of(RULES, "plain", "chain", "accumulate"))
 def test_two_updates_are_those_of_update_and_apply_updates(name):
     rule, model = RULES[name](), _model(name)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

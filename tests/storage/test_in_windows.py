@@ -124,7 +124,6 @@ def test_the_same_numbers_as_all_at_once(rule, windows):
 
 _TREES = {"a rest": ["layers", "a rest in layers"], "vectors": ["layers", "a vector", "narrow"]}
 _FIRST = {
-    ("int4", "rounded", "a rest"),
     ("int8", "split", "vectors"),
 }
 
