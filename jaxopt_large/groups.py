@@ -126,7 +126,7 @@ def partition(
                 **extra,
             )
             states[glob] = optax.MaskedState(kept)
-            made = jax.tree.leaves(new, is_leaf=_is_hole)
+            made = walk.treedef.flatten_up_to(new)  # around it there may be another partition's holes
             for i in walk.members.get(glob, ()):
                 changes[i] = made[i]
         return walk.treedef.unflatten(changes), PartitionState(states, state.groups)
@@ -137,10 +137,6 @@ def partition(
 def _masked(leaves: list[Any], chosen: Sequence[str | None], glob: str) -> list[Any]:
     """The leaves of one group; a hole, as `optax.masked` has it, in the place of all others."""
     return [x if c == glob else optax.MaskedNode() for x, c in zip(leaves, chosen, strict=True)]
-
-
-def _is_hole(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
 
 
 class _Walk:

@@ -140,3 +140,12 @@ def test_extra_arguments_reach_the_rules():
     params = {"w": jnp.ones(2)}
     with jax.numpy_dtype_promotion("standard"):
         rule.update(params, rule.init(params), params, value=jnp.float32(1.0))
+
+
+def test_a_partition_in_a_partition():
+    """Each has holes for the leaves of the other's rules."""
+    params = {name: jnp.ones(n + 2) for n, name in enumerate("abcd")}
+    inner = jl.partition({"c": jl.sgd(1.0), "*": jl.sgd(2.0)})
+    rule = jl.partition({"a": jl.freeze(), "*": inner})
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert {name: float(u[0]) for name, u in updates.items()} == {"a": 0.0, "b": -2.0, "c": -1.0, "d": -2.0}

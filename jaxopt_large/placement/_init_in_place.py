@@ -151,7 +151,8 @@ def _make(graph: Graph, pieces: list[_Piece], compiled: Compiled, results: list[
                 values[a] if not isinstance(a, Constant) else next(chosen) if _is_number(a) else a.value
                 for a in equation.inputs
             ]
-            values.update(zip(equation.outputs, bind(equation.of, operands), strict=True))
+            made = bind(equation.of, operands, elsewhere=True)  # the mesh in use may have been another one
+            values.update(zip(equation.outputs, made, strict=True))
         outputs = [graph.outputs[n] for n in first.results]
         return [a.value if isinstance(a, Constant) else values[a] for a in outputs]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
@@ -296,3 +296,17 @@ def test_a_zero_without_arrays_still_says_where_what_is_beside_it_belongs(mesh8)
     rule = optax.chain(jl.zero(jl.sgd(0.1), mesh8, "data"), jl.scale_by_learning_rate(lambda count: 0.1))
     (count,) = jax.tree.leaves(jl.state_shardings(rule, params))
     assert count.mesh == mesh8
+
+
+def test_init_while_an_explicit_mesh_is_in_use():
+    """Of leaves that are padded or flattened too."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    params = {"odd": jnp.ones((7, 5)), "even": jnp.ones((8, 4))}
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    rule = jl.zero(jl.adam(0.1), mesh, "data", min_bytes=0)
+    with jax.set_mesh(mesh):
+        state = rule.init(params)
+        updates, _ = jax.jit(rule.update)(params, state, params)
+    expected, _ = jl.adam(0.1).update(params, jl.adam(0.1).init(params), params)
+    for name in params:
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
