@@ -16,6 +16,7 @@ from .fused.apply import apply as apply
 from .fused.explain import explain_apply as explain_apply
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .matrix import roles as roles
 from .microbatches import microbatched_grad as microbatched_grad
 from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad
 from .placement.mapped_specs import mapped_state_specs as mapped_state_specs

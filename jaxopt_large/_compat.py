@@ -25,6 +25,19 @@ def constrained(x: Any, sharding: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
+def placed(x: Any, like: Any, sharding: Any) -> Any:
+    """A new array where it is to be, so far as that can be said: not under Auto axes inside `jit`.
+
+    Args:
+      x: the array.
+      like: an array that it is made for.
+      sharding: where it is to be.
+    """
+    if explicit_sharding(like) is not None:
+        return reshard(x, sharding)
+    return x if isinstance(like, jax.core.Tracer) else jax.device_put(x, sharding)
+
+
 def make_mesh(shape: tuple[int, ...], names: tuple[str, ...], *, devices: Any = None) -> jax.sharding.Mesh:
     """A mesh with Auto axes (JAX >= 0.9 makes Explicit ones unless told)."""
     return jax.make_mesh(shape, names, devices=devices, axis_types=(AxisType.Auto,) * len(names))
@@ -49,6 +62,31 @@ def auto_axes(function: Callable[..., Any], mesh: Any, out_specs: Any) -> Callab
     def call(*args: Any) -> Any:
         with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
             return jax.sharding.auto_axes(function, axes=mesh.axis_names, out_sharding=out_specs)(*args)
+
+    return call
+
+
+def shard_map(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`jax.shard_map` over all axes of a mesh, without types of what varies.
+
+    Where a mesh is in use, as under `auto_axes`, that one counts: it has the same axes, of other types.
+    """
+    around = jax.sharding.get_abstract_mesh()
+
+    def call(*args: Any) -> Any:
+        def moved(spec: Any, x: Any) -> Any:
+            at = explicit_sharding(x)
+            return x if at is None else reshard(x, jax.sharding.NamedSharding(at.mesh, spec))
+
+        is_spec = lambda s: isinstance(s, jax.sharding.PartitionSpec)  # noqa: E731
+        args = tuple(
+            jax.tree.map(lambda s, xs: jax.tree.map(lambda x: moved(s, x), xs), spec, arg, is_leaf=is_spec)
+            for spec, arg in zip(in_specs, args, strict=True)
+        )
+        used = mesh if around.empty else None
+        return jax.shard_map(function, mesh=used, in_specs=in_specs, out_specs=out_specs, check_vma=False)(
+            *args
+        )
 
     return call
 
@@ -118,6 +156,8 @@ def bind(equation: Any, values: list[Any], *, elsewhere: bool = False) -> list[A
     """
     found = equation.primitive.get_bind_params(equation.params)
     functions, params = found if isinstance(found, tuple) else ((), found)  # JAX before 0.8 has a pair
+    if elsewhere and getattr(params.get("sharding"), "mesh", None) is not None:  # of the other mesh
+        params = {**params, "sharding": None}
     with contextlib.nullcontext() if elsewhere else equation.ctx.manager:
         made = equation.primitive.bind(*functions, *values, **params)
     return list(made) if equation.primitive.multiple_results else [made]

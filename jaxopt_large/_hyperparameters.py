@@ -12,18 +12,25 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 
-from ._errors import DECAY, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, number_problem
+from ._errors import DECAY, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, is_rule, number_problem
 from ._types import Scalar, ScalarOrSchedule
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_literal: Any = Literal  # of names that are found in a list
 
 
 class Domain(Protocol):
-    """The values that an argument may take."""
+    """The values that an argument may take.
+
+    Attributes:
+      plain: the type of what a configuration may say.
+    """
+
+    plain: Any
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         """Adds what is wrong with a value: to `types` if it is of another kind, else to `values`."""
@@ -32,6 +39,8 @@ class Domain(Protocol):
 
 class _Floating:
     """A floating dtype, or None: an integer one would truncate to 0."""
+
+    plain = str
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         del types
@@ -50,6 +59,8 @@ class _Floating:
 class _Leaves:
     """Which leaves: a glob, booleans, a function; `spread` checks it when there are leaves."""
 
+    plain = str
+
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         del name, value, types, values
 
@@ -58,7 +69,7 @@ class OneOf:
     """One of some names."""
 
     def __init__(self, *names: str):
-        self.names = names
+        self.names, self.plain = names, _literal[names]
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         """Adds a problem if the value is none of the names."""
@@ -68,7 +79,63 @@ class OneOf:
             values.add(f"{name} is unknown, got {value!r}", allowed=allowed)
 
 
-FLOATING, LEAVES = _Floating(), _Leaves()
+class _Count:
+    """A whole number above 0."""
+
+    plain = int
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            types.add(f"{name} is no whole number, got {value!r}", allowed=f"{name} must be at least 1")
+        elif value < 1:
+            values.add(f"{name} is out of range, got {value!r}", allowed=f"{name} must be at least 1")
+
+
+class _Roles:
+    """How leaves are read as matrices, by glob; whoever reads them checks them."""
+
+    plain = dict[str, str]
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del name, value, types, values
+
+
+class _Glob:
+    """A glob over the paths of parameters."""
+
+    plain = str
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del values
+        if not isinstance(value, str):
+            types.add(f"{name} is not a glob, got {value!r}", allowed='a string; "" matches nothing')
+
+
+class _Axes:
+    """Names of mesh axes or mapped axes: one, or several."""
+
+    plain = str | list[str]
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del values
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, tuple | list) or not names or not all(isinstance(n, str) for n in names):
+            types.add(f"{name} are no axes, got {value!r}", allowed="a name, or a tuple of names")
+
+
+class _AnotherRule:
+    """A rule."""
+
+    plain = None  # a group of settings
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del values
+        if not is_rule(value):
+            types.add(f"{name} is not a rule, got {value!r}")
+
+
+FLOATING, LEAVES, COUNT = _Floating(), _Leaves(), _Count()
+ROLES, GLOB, AXES, RULE = _Roles(), _Glob(), _Axes(), _AnotherRule()
 
 Decay: TypeAlias = Annotated[Scalar, DECAY]  # in [0, 1)
 NonNegative: TypeAlias = Annotated[Scalar, NON_NEGATIVE]
@@ -76,6 +143,11 @@ Positive: TypeAlias = Annotated[Scalar, POSITIVE]
 Rate: TypeAlias = Annotated[ScalarOrSchedule, RATE]  # >= 0, or a schedule
 StateDtype: TypeAlias = Annotated[Any, FLOATING]  # of a field of the state; None for float32
 Mask: TypeAlias = Annotated[Any, LEAVES]  # which leaves
+Count: TypeAlias = Annotated[int, COUNT]  # >= 1
+Roles: TypeAlias = Annotated[Any, ROLES]  # glob -> how leaves are read as matrices
+Glob: TypeAlias = Annotated[str, GLOB]  # over the paths of parameters
+Axes: TypeAlias = Annotated[Any, AXES]  # whose devices share work
+OtherRule: TypeAlias = Annotated[Any, RULE]  # a rule for some of the leaves
 
 
 def domain_of(annotation: Any) -> Any:

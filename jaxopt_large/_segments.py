@@ -49,15 +49,21 @@ class Walk:
         return leaves
 
 
-def segments_of(who: str, stages: Sequence[Stage]) -> list["Segment"]:
-    """Stages that one function per leaf can run: up to the next that measures all leaves first."""
+def segments_of(who: str, stages: Sequence[Stage], *, is_end: bool = True) -> list["Segment"]:
+    """Stages that one function per leaf can run: up to the next that measures all leaves first.
+
+    Args:
+      who: the rule's name, for errors.
+      stages: in their order.
+      is_end: do no others follow? Then the last segment rounds.
+    """
     groups: list[list[Stage]] = [[]]
     for stage in stages:
         if stage.measure is not None and groups[-1]:
             groups.append([])
         groups[-1].append(stage)
     last = len(groups) - 1
-    return [Segment(who, tuple(group), n == last) for n, group in enumerate(groups)]
+    return [Segment(who, tuple(group), is_end and n == last) for n, group in enumerate(groups)]
 
 
 class Segment:
@@ -82,14 +88,14 @@ class Segment:
         """The updates, and the states of the stages."""
         stages = self._stages
         states = states[: len(stages)]
-        fields = [_leaf_fields(walk, s, st) for s, st in zip(stages, states, strict=True)]
+        fields = [leaf_fields(walk, s, st) for s, st in zip(stages, states, strict=True)]
         active = list(zip(*(_active(walk, s, params) for s in stages), strict=True))
-        given = [_shared(walk.who, s, st) for s, st in zip(stages, states, strict=True)]
-        kept = [_without_leaves(s, st) for s, st in zip(stages, states, strict=True)]
+        given = [shared_values(walk.who, s, st) for s, st in zip(stages, states, strict=True)]
+        kept = [without_leaves(s, st) for s, st in zip(stages, states, strict=True)]
         sums: list[Any] = [None] * len(updates)
         if stages[0].measure is not None and updates:
             measured = [
-                self._measured(a[0], given[0], _as_seen(stages[0], kept[0]), g, p, f[0])
+                self._measured(a[0], given[0], as_seen(stages[0], kept[0]), g, p, f[0])
                 for a, g, p, f in zip(active, updates, values, zip(*fields, strict=True), strict=True)
             ]
             sums = _over_shards(walk.who, measured)
@@ -115,7 +121,7 @@ class Segment:
             )
         ]
         new = [
-            _rebuild(walk, s, before, now, [f[i] for _, f in results])
+            rebuilt(walk, s, before, now, [f[i] for _, f in results])
             for i, (s, before, now) in enumerate(zip(stages, kept, after, strict=True))
         ]
         return [u for u, _ in results], new
@@ -153,7 +159,7 @@ def _leaf_step(
       fields: the arrays of this leaf in the state of each stage.
       sums: what the first stage has measured.
     """
-    dtype, real = _dtypes(original, grad, param, fields)
+    dtype, real = dtypes_of(original, grad, param, fields)
     update = grad.astype(dtype)
     wide_param = None if param is None else param.astype(dtype)
     new_fields = []
@@ -161,23 +167,23 @@ def _leaf_step(
         if not on:
             new_fields.append(fields[n])
             continue
-        wide = _widened(stage, kept[n], fields[n], dtype)
-        args = (_as_real(given[n], real), update, wide_param, wide)
-        measured = () if n or stage.measure is None else (_as_real(sums, real),)
+        wide = widened(stage, kept[n], fields[n], dtype)
+        args = (as_real(given[n], real), update, wide_param, wide)
+        measured = () if n or stage.measure is None else (as_real(sums, real),)
         update, new = stage.step(*args, *measured)
-        new_fields.append({name: _as(getattr(new, name), x.dtype) for name, x in fields[n].items()})
-    return (_as(update, _out(original, param, dtype)) if rounds else update), tuple(new_fields)
+        new_fields.append({name: rounded(getattr(new, name), x.dtype) for name, x in fields[n].items()})
+    return (rounded(update, out_dtype(original, param, dtype)) if rounds else update), tuple(new_fields)
 
 
 def _measured(stage: Stage, given: Any, kept: Any, grad: Array, param: Any, fields: Any) -> Any:
     """The sums of one leaf, float32 or wider."""
-    dtype, real = _dtypes(grad.dtype, grad, param, (fields,))
+    dtype, real = dtypes_of(grad.dtype, grad, param, (fields,))
     wide_param = None if param is None else param.astype(dtype)
-    wide = _widened(stage, kept, fields, dtype)
-    return stage.measure(_as_real(given, real), grad.astype(dtype), wide_param, wide)  # type: ignore[misc]
+    wide = widened(stage, kept, fields, dtype)
+    return stage.measure(as_real(given, real), grad.astype(dtype), wide_param, wide)  # type: ignore[misc]
 
 
-def _dtypes(original: Any, grad: Array, param: Any, fields: Any) -> tuple[Any, Any]:
+def dtypes_of(original: Any, grad: Array, param: Any, fields: Any) -> tuple[Any, Any]:
     """In which dtype a leaf is worked on, and its real counterpart."""
     given = [original, *(x.dtype for x in jax.tree.leaves((grad, param)))]
     kept_complex = [x.dtype for x in jax.tree.leaves(fields) if is_complex(x)]
@@ -185,7 +191,7 @@ def _dtypes(original: Any, grad: Array, param: Any, fields: Any) -> tuple[Any, A
     return dtype, real_dtype(dtype)
 
 
-def _out(original: Any, param: Any, dtype: Any) -> Any:
+def out_dtype(original: Any, param: Any, dtype: Any) -> Any:
     """The dtype of the update: the gradient's, where that is a floating one."""
     out = original if jnp.issubdtype(original, jnp.inexact) else real_dtype(dtype)
     given = [original, *(x.dtype for x in jax.tree.leaves(param))]
@@ -194,18 +200,18 @@ def _out(original: Any, param: Any, dtype: Any) -> Any:
     return out
 
 
-def _widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> Any:
+def widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> Any:
     """The state of one leaf, its arrays in the leaf's dtype."""
     real = real_dtype(dtype)
     wide = {name: x.astype(real if stage.kinds[name].real else dtype) for name, x in fields.items()}
     return kept._replace(**wide) if wide else kept
 
 
-def _as_real(tree: Any, dtype: Any) -> Any:
+def as_real(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def _as(x: Array, dtype: Any) -> Array:
+def rounded(x: Array, dtype: Any) -> Array:
     """In another dtype; of complex numbers without an imaginary part, the real one."""
     if is_complex(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
         x = x.real
@@ -233,23 +239,24 @@ def _over_shards(who: str, measured: list[Any]) -> list[Any]:
     return treedef.unflatten(found)
 
 
-def _shared(who: str, stage: Stage, state: State) -> Any:
+def shared_values(who: str, stage: Stage, state: State) -> Any:
     """What all leaves share; what a user's schedule returns is checked first."""
-    found = stage.shared(_without_leaves(stage, state)) if stage.shared else None
+    found = stage.shared(without_leaves(stage, state)) if stage.shared else None
     if stage.scheduled:
         check_hyperparameters(who, **{stage.scheduled: (found, SCHEDULED)})
         found = as_scalar(found)
     return found
 
 
-def _without_leaves(stage: Stage, state: State) -> Any:
+def without_leaves(stage: Stage, state: State) -> Any:
     """The state with None in the place of trees like the parameters."""
     return stage.state._replace(
-        **dict.fromkeys(stage.of_leaves), **{name: getattr(state, name) for name in stage.of_all}
+        **dict.fromkeys(stage.of_leaves),
+        **{name: getattr(state, name) for name in (*stage.of_all, *stage.of_none)},
     )
 
 
-def _as_seen(stage: Stage, kept: Any) -> Any:
+def as_seen(stage: Stage, kept: Any) -> Any:
     """The shared fields as a leaf's step sees them: what `shared` is made of need not be handed to each."""
     if stage.shared is None:
         return kept
@@ -263,7 +270,7 @@ def _is_key(x: Any) -> bool:
 def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[Any], Any]:
     """What each leaf's step sees of the shared fields, a random key of its own; and the keys of the next."""
     names = [n for n in stage.of_all if _is_key(getattr(kept, n))]
-    seen = _as_seen(stage, kept)
+    seen = as_seen(stage, kept)
     if not names:
         return [seen] * leaves, after
     drawn = {name: jax.random.split(getattr(kept, name), leaves + 1) for name in names}
@@ -273,7 +280,7 @@ def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[A
     return own, after._replace(**following)
 
 
-def _leaf_fields(walk: Walk, stage: Stage, state: State) -> list[dict[str, Array]]:
+def leaf_fields(walk: Walk, stage: Stage, state: State) -> list[dict[str, Array]]:
     columns = {
         name: walk.aligned(
             getattr(state, name), f"state field {name}", any_shape=stage.kinds[name].shape is not None
@@ -289,9 +296,10 @@ def _active(walk: Walk, stage: Stage, params: Params) -> list[bool]:
     return spread(walk.who, stage.mask, params, walk.updates)
 
 
-def _rebuild(walk: Walk, stage: Stage, before: Any, now: Any, fields: list[dict[str, Array]]) -> State:
+def rebuilt(walk: Walk, stage: Stage, before: Any, now: Any, fields: list[dict[str, Array]]) -> State:
     """The state after the step; what `combine` has left as it was goes on by itself."""
     new: dict[str, Any] = {n: walk.treedef.unflatten([f[n] for f in fields]) for n in stage.of_leaves}
+    new |= {name: getattr(before, name) for name in stage.of_none}
     for name in stage.of_all:
         old, made = getattr(before, name), getattr(now, name)
         new[name] = stage.kinds[name].next(old) if made is old else made

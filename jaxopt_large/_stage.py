@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array
 
 from ._errors import message
-from ._state_fields import LeafField, SharedField
+from ._state_fields import LeafField, SharedField, StaticField
 from ._states import described
 from ._types import State
 
@@ -82,6 +82,11 @@ class Stage:
     def of_all(self) -> list[str]:
         """The names of the fields that all leaves share."""
         return [name for name, kind in self.kinds.items() if isinstance(kind, SharedField)]
+
+    @property
+    def of_none(self) -> list[str]:
+        """The names of the fields that are no arrays."""
+        return [name for name, kind in self.kinds.items() if isinstance(kind, StaticField)]
 
 
 def check_states(who: str, stages: Sequence[Stage], states: Any, state: State) -> None:

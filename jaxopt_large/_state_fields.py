@@ -27,15 +27,23 @@ class LeafField:
     real: bool = False
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
 
-    def initial(self, param: Array) -> Array:
-        """A parameter's array."""
+    def begin(self, who: str, params: Any) -> Any:
+        """The field of a rule's state: a tree like the parameters."""
+        del who
+        return jax.tree.map(self.initial, params)
+
+    def dtype_for(self, param: Array) -> Any:
+        """The dtype of a parameter's array."""
         dtype = accumulation_dtype(param.dtype)
         if self.real:
             dtype = real_dtype(dtype)
-        if self.dtype is not None and not (
-            dtype.kind == "c" and real_dtype(self.dtype) == jnp.dtype(self.dtype)
-        ):
-            dtype = jnp.dtype(self.dtype)
+        if self.dtype is None or (dtype.kind == "c" and real_dtype(self.dtype) == jnp.dtype(self.dtype)):
+            return dtype
+        return jnp.dtype(self.dtype)
+
+    def initial(self, param: Array) -> Array:
+        """A parameter's array."""
+        dtype = self.dtype_for(param)
         if self.value is None:
             return param.astype(dtype)
         if self.shape is None:
@@ -54,6 +62,19 @@ class SharedField:
 
     initial: Callable[[], Array]
     next: Callable[[Array], Array] = lambda x: x
+
+    def begin(self, who: str, params: Any) -> Array:
+        """The field, whatever the parameters."""
+        del who, params
+        return self.initial()
+
+
+class StaticField:
+    """Base of a field that is a static node: it is made of the parameters, and stays."""
+
+    def begin(self, who: str, params: Any) -> Any:
+        """The node of a rule's state."""
+        raise NotImplementedError
 
 
 def zeros(dtype: Any = None, *, real: bool = False) -> Any:

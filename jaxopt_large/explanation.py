@@ -11,6 +11,7 @@ from ._nodes import Decision, StateNode, answers, bytes_of, nodes_in
 from ._state_rows import NONE, StateRow, state_rows
 from ._tables import Table, fields_of, table
 from ._types import AnyRule, Params
+from .matrix.account import MatrixRow, MatrixRows, matrix_rows
 from .placement.shardings import abstract_init
 
 is_placed = answers(StateNode.places)
@@ -28,17 +29,19 @@ class StateRows(Table):
 class Explanation(Table):
     """Decisions: one per parameter and wrapper, and one per array that no wrapper holds.
 
-    Printed, three tables: the arrays of the state, what wrappers decided, and totals. Of many rows the
-    first are printed.
+    Printed, the arrays of the state, matrices and who works on them, what wrappers decided, and totals: a
+    table of each. Of many rows the first are printed.
 
     Attributes:
       rows: a `StateRow` for each array of the state and each parameter without state, all of them.
+      matrices: a `MatrixRow` for each leaf that a rule works on as matrices.
       parameter_bytes: of all the parameters.
     """
 
     columns = Decision._fields
     most_printed = _MOST_PRINTED
     rows: StateRows
+    matrices: MatrixRows
     parameter_bytes: int
     _wrappers: frozenset[str]
 
@@ -48,8 +51,10 @@ class Explanation(Table):
         rows: Iterable[StateRow] = (),
         parameter_bytes: int = 0,
         wrappers: Iterable[str] = (),
+        matrices: Iterable[MatrixRow] = (),
     ) -> "Explanation":
         made = super().__new__(cls, decisions)
+        made.matrices = MatrixRows(matrices)
         made.rows, made.parameter_bytes = StateRows(rows), parameter_bytes
         made._wrappers = frozenset(wrappers)
         return made
@@ -61,12 +66,12 @@ class Explanation(Table):
 
     def __str__(self) -> str:
         wrapped = Explanation(row for row in self if row.wrapper in self._wrappers)
-        tables = [str(self.rows) if self.rows else "", Table.__str__(wrapped) if wrapped else ""]
-        return "\n\n".join(x for x in (*tables, self._totals()) if x)
+        tables = [str(x) for x in (self.rows, self.matrices) if x]
+        return "\n\n".join([*tables, *([Table.__str__(wrapped)] if wrapped else []), self._totals()])
 
     def to_json(self) -> str:
-        """The rows, the decisions and the bytes of all parameters, as JSON."""
-        parts = {"rows": self.rows, "decisions": self}
+        """The rows, the matrices, the decisions and the bytes of all parameters, as JSON."""
+        parts = {"rows": self.rows, "matrices": self.matrices, "decisions": self}
         found: dict[str, Any] = {name: [fields_of(row) for row in rows] for name, rows in parts.items()}
         return json.dumps(found | {"parameter_bytes": self.parameter_bytes}, indent=1)
 
@@ -149,7 +154,8 @@ def explain(rule: AnyRule, params: Params, *, axis_sizes: Mapping[str, int] | No
     known = {row.path for row in found}
     decisions = [row for row in decisions if row.wrapper != NONE or row.bytes or row.path not in known]
     size = sum(bytes_of(x) for x in jax.tree.leaves(params))
-    return Explanation(decisions + found, rows, size, {row.wrapper for row in found})
+    wrappers = {row.wrapper for row in found}
+    return Explanation(decisions + found, rows, size, wrappers, matrix_rows(state))
 
 
 def _undecided(row: StateRow) -> Decision:

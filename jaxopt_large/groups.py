@@ -1,51 +1,19 @@
 """Different rules for different parts of the model, chosen by path."""
 
-import dataclasses
-import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ._errors import Problems, is_rule, message
-from ._gradients import by_leaf, flat_gradients, is_missing, no_change
+from ._gradients import is_missing, no_change
 from ._masks import spread
-from ._nodes import StateNode
-from ._paths import difference, first_match, leaf_paths, listed, matches, nearest
-from ._states import check_state
-from ._static import ANYTHING, StaticNode, is_placeholder
+from ._paths import first_match, leaf_paths, matches, nearest
+from ._routing import routed
 from ._types import AnyRule, Params, Rule, State, Updates, make_rule
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups(StaticNode):
-    """Which group each parameter is in, decided by `init`: (path, glob) of each."""
-
-    chosen: tuple[tuple[str, str], ...]
-
-    @functools.cached_property
-    def of(self) -> dict[str, str]:
-        """Path -> glob."""
-        return dict(self.chosen)
-
-
-class _PartitionFields(NamedTuple):
-    inner_states: dict[str, optax.MaskedState]  # glob -> the state of its rule
-    groups: Groups
-
-
-class PartitionState(_PartitionFields, StateNode):
-    """State of `partition`: optax's `PartitionState`, and the groups."""
-
-    __slots__ = ()
-
-    def grouped(self) -> dict[str, tuple[str, Any]]:
-        """Path of each parameter -> its glob, and the state of that glob's rule."""
-        return {path: (glob, self.inner_states[glob]) for path, glob in self.groups.chosen}
 
 
 def partition(
@@ -89,108 +57,14 @@ def partition(
     rules = transforms
     _check_rules(rules)
     globs = list(rules)
-    inner = {glob: optax.with_extra_args_support(rule) for glob, rule in rules.items()}
-    frozen = {glob for glob, rule in rules.items() if _freezes(rule)}
 
-    def init(params: Params) -> PartitionState:
-        if is_placeholder(params):
-            states = {glob: optax.MaskedState(rule.init(params)) for glob, rule in inner.items()}
-            return PartitionState(states, ANYTHING)
-        leaves, treedef = jax.tree.flatten(params)
+    def choose(params: Params) -> list[str]:
         paths = leaf_paths(params)
         chosen = [first_match(globs, path) for path in paths]
         _check_cover(globs, paths, chosen)
-        states = {
-            glob: optax.MaskedState(rule.init(treedef.unflatten(_masked(leaves, chosen, glob))))
-            for glob, rule in inner.items()
-        }
-        return PartitionState(
-            states, Groups(tuple((path, str(glob)) for path, glob in zip(paths, chosen, strict=True)))
-        )
+        return [str(glob) for glob in chosen]
 
-    def update(
-        updates: Updates, state: PartitionState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, PartitionState]:
-        check_state("partition", PartitionState, state)
-        if state.inner_states.keys() != inner.keys():
-            wrong = f"the state is of other globs, got {listed(list(state.inner_states))}"
-            do = "Pass what this rule's init or update has returned, or jl.convert the state"
-            raise ValueError(message("partition", wrong, allowed=f"the globs are {listed(globs)}", do=do))
-        walk = _Walk(state.groups, updates, params, frozen)
-        changes, states = list(walk.unchanged), {}
-        for glob, rule in inner.items():
-            new, kept = rule.update(
-                walk.masked(walk.gradients, glob),
-                state.inner_states[glob].inner_state,
-                None if params is None else walk.masked(walk.params, glob),
-                **extra,
-            )
-            states[glob] = optax.MaskedState(kept)
-            made = walk.treedef.flatten_up_to(new)  # around it there may be another partition's holes
-            for i in walk.members.get(glob, ()):
-                changes[i] = made[i]
-        return walk.treedef.unflatten(changes), PartitionState(states, state.groups)
-
-    return make_rule(init, update)
-
-
-def _masked(leaves: list[Any], chosen: Sequence[str | None], glob: str) -> list[Any]:
-    """The leaves of one group; a hole, as `optax.masked` has it, in the place of all others."""
-    return [x if c == glob else optax.MaskedNode() for x, c in zip(leaves, chosen, strict=True)]
-
-
-class _Walk:
-    """Gradients, and parameters where they are given, leaf by leaf, each with its group.
-
-    Attributes:
-      gradients: None where one is missing.
-      params: in the same order; None where there are none.
-      members: glob -> the places of its leaves that have a gradient.
-      unchanged: updates of frozen leaves without a gradient; None elsewhere.
-    """
-
-    def __init__(self, groups: Groups, updates: Updates, params: Params | None, frozen: set[str]):
-        updates = updates if params is None else by_leaf(updates, params)
-        self.gradients, self.treedef = flat_gradients(updates)
-        paths = leaf_paths(updates, is_leaf=lambda x: x is None)
-        self.params: list[Any] = [None] * len(paths)
-        if params is not None:
-            self.params = jax.tree.leaves(params, is_leaf=lambda x: x is None)
-            if leaf_paths(params, is_leaf=lambda x: x is None) != paths:
-                wrong = f"gradients do not have the structure of the params: {difference(params, updates)}"
-                do = "Pass None for a frozen leaf without a gradient, and all others"
-                raise ValueError(message("partition", wrong, do=do))
-        self._chosen = [groups.of.get(path) for path in paths]
-        self._check(groups, paths, frozen)
-        self.members: dict[str, list[int]] = {}
-        for i, (glob, g) in enumerate(zip(self._chosen, self.gradients, strict=True)):
-            if g is not None and glob is not None:
-                self.members.setdefault(glob, []).append(i)
-        self.unchanged = [
-            None if g is not None or p is None else no_change(p)
-            for g, p in zip(self.gradients, self.params, strict=True)
-        ]
-
-    def masked(self, leaves: list[Any], glob: str) -> Any:
-        found: list[Any] = [None if c is None else optax.MaskedNode() for c in self._chosen]
-        for i in self.members.get(glob, ()):
-            found[i] = leaves[i]
-        return self.treedef.unflatten(found)
-
-    def _check(self, groups: Groups, paths: list[str], frozen: set[str]) -> None:
-        problems = Problems("partition")
-        for path, glob, g in zip(paths, self._chosen, self.gradients, strict=True):
-            if glob is None and g is not None:
-                near = f"the nearest are {nearest(path, list(groups.of))}"
-                problems.add("a gradient is of no parameter that init was given", at=path, allowed=near)
-            elif glob is not None and g is None and glob not in frozen:
-                problems.add(f"the gradient is missing of a leaf that {glob!r} is to train", at=path)
-        absent = groups.of.keys() - set(paths)
-        for path in sorted(path for path in absent if groups.of[path] not in frozen):
-            problems.add(f"the gradient is missing of a leaf that {groups.of[path]!r} is to train", at=path)
-        if problems.found:
-            problems.found.append("Pass it, or give the leaf to freeze().")
-        problems.raise_if_any()
+    return routed("partition", rules, choose, [glob for glob, rule in rules.items() if _freezes(rule)])
 
 
 def freeze(mask: Any = None) -> Rule:

@@ -6,6 +6,7 @@ single rounding at the end, one traced function per distinct leaf shape, sums ov
 that share them, and the errors that name a leaf.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from ._errors import Problems, message
 from ._masks import spread
 from ._paths import leaf_paths
-from ._segments import Walk, segments_of
+from ._segments import Segment, Walk, segments_of
 from ._stage import Stage as Stage
 from ._stage import check_states
 from ._state_fields import LeafField as LeafField
@@ -27,6 +28,8 @@ from ._state_fields import shaped as shaped
 from ._state_fields import shared as shared
 from ._state_fields import zeros as zeros
 from ._types import Params, Rule, State, Updates, make_rule
+from .matrix.segment import MatrixSegment
+from .matrix.stage import MatrixStage
 
 
 def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
@@ -38,7 +41,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
       chained: whether the state is a tuple with one entry per stage, as `optax.chain` has it, or
         the bare state of a single stage.
     """
-    segments = segments_of(who, stages)
+    segments = _segments(who, stages)
     needs_params = any(stage.needs_params or callable(stage.mask) for stage in stages)
 
     def init(params: Params) -> State:
@@ -46,7 +49,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
         for stage in stages:
             if stage.mask is not None:
                 spread(who, stage.mask, params, params, at_init=True)
-        states = tuple(_init_stage(stage, params) for stage in stages)
+        states = tuple(_init_stage(who, stage, params) for stage in stages)
         return states if chained else states[0]
 
     def update(
@@ -82,9 +85,19 @@ def joined(who: str, *rules: Rule) -> Rule:
     return lift(who, *(stage for rule in rules for stage in rule.update.stages))  # type: ignore[attr-defined]
 
 
-def _init_stage(stage: Stage, params: Params) -> State:
-    new = {name: jax.tree.map(stage.kinds[name].initial, params) for name in stage.of_leaves}
-    return stage.state._replace(**new, **{name: stage.kinds[name].initial() for name in stage.of_all})
+def _segments(who: str, stages: Sequence[Stage]) -> list[Segment | MatrixSegment]:
+    """Stages that run together: on leaves before and after all that see whole matrices, and those."""
+    places = [n for n, stage in enumerate(stages) if isinstance(stage, MatrixStage)]
+    if not places:
+        return [*segments_of(who, stages)]
+    first, last = places[0], places[-1] + 1
+    before = segments_of(who, stages[:first], is_end=False) if first else []
+    after = segments_of(who, stages[last:]) if last < len(stages) else []
+    return [*before, MatrixSegment(who, tuple(stages[first:last]), not after), *after]
+
+
+def _init_stage(who: str, stage: Stage, params: Params) -> State:
+    return stage.state._replace(**{name: kind.begin(who, params) for name, kind in stage.kinds.items()})
 
 
 def _check_params(who: str, params: Params) -> None:

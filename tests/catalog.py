@@ -1,6 +1,7 @@
 """Every rule of the library's list, with its oracle: a new one joins the contracts by both."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,9 @@ def case_of(name: str, label: str = "", **settings: Any) -> Case:
     return Case(name, REGISTRY[name], oracle, getattr(optax, oracle.peer, None), given, oracle.rate, label)
 
 
-RULES = [case_of(name) for name in REGISTRY]
+# those of matrices are in tests/matrix/cases.py
+ELEMENTWISE = [name for name, make in REGISTRY.items() if "roles" not in inspect.signature(make).parameters]
+RULES = [case_of(name) for name in ELEMENTWISE]
 
 VARIANTS = [
     *RULES,

@@ -14,7 +14,7 @@ _NODES = {  # the states of wrappers -> where they may be named
     "ZeroState": ("placement",),
     "OffloadState": ("placement",),
     "StoredState": ("storage",),
-    "PartitionState": ("groups.py",),
+    "PartitionState": ("_routing.py",),
     "DeviceSum": ("_device_sums.py", "accumulation.py"),
 }
 

@@ -102,6 +102,8 @@ def _argument(value: Any, steps: int) -> Any:
     """A setting as the rule takes it."""
     if not isinstance(value, Group):
         return value
+    if hasattr(value, "rule"):
+        return _rule(value, steps)
     given = dict(value)
     return SCHEDULES[given.pop("schedule")](**given, steps=steps)
 

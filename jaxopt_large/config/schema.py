@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from .._hyperparameters import FLOATING, LEAVES, domain_of
+from .._hyperparameters import RULE, domain_of, domains
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ._inputs import FLOAT32, Count, Data, Group, Model, Number, Rate, Seed, misfits
@@ -59,12 +59,14 @@ _NUMBER_OR_SCHEDULE = Annotated[
 def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, Any]:
     """The type and default of one argument of a rule, as a configuration has them."""
     domain, default = domain_of(annotation), _default(parameter)
-    if domain in (FLOATING, LEAVES):  # a dtype's name; a glob
-        return (str | None, default)
     if getattr(domain, "schedule", False):
         return (_NUMBER_OR_SCHEDULE, default)
     if domain is None:  # flags
         return (annotation, default)
+    if domain is RULE:
+        return (Annotated[_ELEMENTWISE, Field(discriminator="rule")] | None, default)
+    if hasattr(domain, "plain"):
+        return (domain.plain | None if default is None else domain.plain, default)
     return (Number | None if default is None else Number, default)
 
 
@@ -81,7 +83,17 @@ class Frozen(Group):
     rule: Literal["freeze"]
 
 
-_ANY_RULE: Any = _any_of([*map(_rule_model, RULES.values()), Frozen])
+def _takes_another(make: Any) -> bool:
+    """Has a rule an argument that is a rule?"""
+    return RULE in domains(make).values()
+
+
+_ELEMENTWISE: Any = _any_of(
+    [*(_rule_model(make) for make in RULES.values() if not _takes_another(make)), Frozen]
+)
+_ANY_RULE: Any = _any_of(
+    [_ELEMENTWISE, *(_rule_model(make) for make in RULES.values() if _takes_another(make))]
+)
 
 
 FormatName = _literal[tuple(FORMATS)]

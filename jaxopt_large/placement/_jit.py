@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from .._compat import auto_axes, reshard
 from .._errors import message
 from .._gradients import in_order
+from .._known_shardings import known_shardings
 from .._order import Wrapper, check_order, inside
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
@@ -18,7 +19,7 @@ from .._types import AnyRule, Params, Rule, Updates, make_rule
 from ._cuts import Cut
 from ._init_in_place import init_in_place, traced_init
 from ._layout import Layout, check_updates
-from ._layout_jit import Options, describe_mesh, plan_layout
+from ._layout_jit import Divided, Options, describe_mesh, divided, plan_layout
 from ._zero_state import ZeroState
 
 
@@ -30,10 +31,10 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         check_order(Wrapper.ZERO)
         if is_placeholder(params):
             return ZeroState(rule.init(params), ANYTHING)
-        with inside(Wrapper.ZERO):
+        division = divided(params, mesh, axes, options)
+        with inside(Wrapper.ZERO), known_shardings(_of_shares(params, division, mesh)):
             closed, abstract = traced_init(rule.init, params)
-            layout = plan_layout(rule, abstract, params, mesh, axes, options)
-
+            layout = plan_layout(rule, abstract, params, mesh, axes, options, division)
             like = list(zip(layout.state, layout.state_specs, strict=True))
             compiled = functools.partial(_compiled, layout, explicit)
             leaves = init_in_place(closed, jax.tree.leaves(params), like, compiled)
@@ -86,6 +87,12 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         return gradients.treedef.unflatten(changes), ZeroState(treedef.unflatten(new), layout)
 
     return make_rule(init, update)
+
+
+def _of_shares(params: Params, division: Divided, mesh: Any) -> dict[Any, NamedSharding]:
+    """Key path -> sharding, as the rule will see each parameter."""
+    keys = [key for key, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return {key: NamedSharding(mesh, d.spec) for key, d in zip(keys, division.divisions, strict=True)}
 
 
 def _compiled(

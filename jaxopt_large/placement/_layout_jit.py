@@ -7,13 +7,13 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._errors import Problems, message
+from .._known_shardings import known_shardings_of
 from .._numerics import accumulation_dtype
 from .._partition import devices_along, entry, normal_spec, respelled, shards_of, spec_of
 from .._paths import check_glob, leaf_paths, matches
 from .._types import Params, Rule, State
 from ._cuts import Cut, choose_cut, cut_spec
 from ._layout import Layout, sharding_of
-from ._parameter_shardings import known_shardings_of
 from ._specs import Followed, infer_specs
 
 
@@ -64,19 +64,38 @@ def axes_left(axes: tuple[str, ...], spec: PartitionSpec, rank: int) -> tuple[st
 # --- the plan ------------------------------------------------------------------------------------------
 
 
-def plan_layout(
-    rule: Rule, abstract: State, params: Params, mesh: Any, axes: tuple[str, ...], options: Options
-) -> Layout:
-    """The layout for `params` and the inner state, of which only the shapes are known."""
-    leaves = jax.tree.leaves(params)
+class Divided(NamedTuple):
+    """Parameters, as they are and as their shares will be."""
+
+    specs: list[PartitionSpec]
+    divisions: list[Division]
+
+
+def divided(params: Params, mesh: Any, axes: tuple[str, ...], options: Options) -> Divided:
+    """How each parameter is divided.
+
+    Raises:
+      ValueError: a glob of the options matches nothing, or a parameter lives on another mesh.
+    """
     problems = Problems("zero")
     check_glob(problems, "layers", options.layers, leaf_paths(params), "parameter")
     problems.raise_if_any()
     specs = param_specs("zero", params, mesh)
-    divisions = [
-        division_of(path, x, spec, mesh, axes, options)
-        for path, x, spec in zip(leaf_paths(params), leaves, specs, strict=True)
-    ]
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), specs, strict=True)
+    return Divided(specs, [division_of(path, x, spec, mesh, axes, options) for path, x, spec in leaves])
+
+
+def plan_layout(
+    rule: Rule,
+    abstract: State,
+    params: Params,
+    mesh: Any,
+    axes: tuple[str, ...],
+    options: Options,
+    division: Divided,
+) -> Layout:
+    """The layout for `params` and the inner state, of which only the shapes are known."""
+    leaves, (specs, divisions) = jax.tree.leaves(params), division
     followed = infer_specs(
         "zero", rule.init, abstract, params, [d.spec for d in divisions], mesh, options.specs, divided=True
     )

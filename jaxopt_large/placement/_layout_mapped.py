@@ -14,6 +14,7 @@ from .._owners import Owners
 from .._paths import path_string
 from .._types import Params, Rule
 from .._window import Window
+from ..matrix.fields import field_shapes
 from ._cuts import Cut, blocked_cut, choose_cut, flat_cut
 from ._init_in_place import traced_init
 from ._layout import Layout
@@ -44,7 +45,7 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
         specs = [jax.sharding.PartitionSpec()] * len(own)
         _, abstract = traced_init(rule.init, tree)
         followed = infer_specs("zero", rule.init, abstract, tree, specs, None)
-    scales = scales_in(abstract)
+    scales, of_matrices = scales_in(abstract), field_shapes(abstract)
     problems, state, shapes = Problems("zero"), [], []
     for j, (f, (path, x)) in enumerate(
         zip(followed, jax.tree_util.tree_flatten_with_path(abstract)[0], strict=True)
@@ -54,6 +55,10 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
             node, whole = scales[j][1], leaves[f.owner].shape
             state.append(_scale_cut(own_cut, node.order, len(whole)))
             shapes.append(scale_shape(whole, node.order))
+            continue
+        if j in of_matrices:
+            state.append(_field_cut(tuple(x.shape), of_matrices[j], shares))
+            shapes.append(of_matrices[j])
             continue
         if f.param is None and x.size > 1:
             problems.add(
@@ -95,6 +100,12 @@ def _scale_cut(cut: Cut, order: tuple[int, ...], rank: int) -> Cut:
     if cut.dim != rank - 1:
         return Cut(dim, cut.size, cut.padded)
     return Cut(dim, blocks_of(cut.size), cut.padded // BLOCK)
+
+
+def _field_cut(part: tuple[int, ...], whole: tuple[int, ...], shares: int) -> Cut | None:
+    """How an array is cut of which a device has a part."""
+    cut = [dim for dim, (n, size) in enumerate(zip(part, whole, strict=True)) if n != size]
+    return Cut(cut[0], whole[cut[0]], part[cut[0]] * shares) if cut else None
 
 
 def _windows(

@@ -19,6 +19,7 @@ from .._owners import Owners
 from .._partition import entry, is_even, normal_spec, respelled, shards_of
 from .._paths import first_match, leaf_paths, listed
 from .._types import Params, State
+from ..matrix.fields import field_specs
 
 SMALL = 2**16  # bytes: what is smaller is not worth a collective
 
@@ -72,7 +73,7 @@ def infer_specs(
     probe = _Probe(init, treedef, shapes)
     divided |= any(respelled(spec, x.ndim) != PartitionSpec() for spec, x in zip(specs, shapes, strict=True))
     problems, found, used = Problems(who), [], set()
-    scales = scales_in(state)
+    scales, declared = scales_in(state), field_specs(state)
     for index, (name, leaf) in enumerate(zip(leaf_paths(state), jax.tree.leaves(state), strict=True)):
         mine = owners.of(paths[index])
         follows = next((i for i in mine if shapes[i].shape == leaf.shape), None)
@@ -87,6 +88,8 @@ def infer_specs(
             found.append(
                 Followed(respelled(spec, leaf.ndim), None, "like the codes that it scales", derived=True)
             )
+        elif index in declared:
+            found.append(Followed(respelled(declared[index], leaf.ndim), None, "an array for each matrix"))
         elif leaf.size <= 1:
             found.append(Followed(PartitionSpec(), follows, "one element"))
         elif follows is not None:

@@ -7,12 +7,12 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from .._errors import Problems, check_rule, message
+from .._known_shardings import known_shardings
 from .._nodes import StateNode, answers, map_nodes, nodes_in
 from .._paths import leaf_paths
 from .._types import AnyRule, Params, as_leaves
 from ._layout import sharding_of, without_aliases
 from ._layout_jit import checked_mesh, param_specs
-from ._parameter_shardings import known_shardings
 from ._specs import infer_specs
 
 _WHO = "state_shardings"

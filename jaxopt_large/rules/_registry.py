@@ -67,7 +67,7 @@ def _row(name: str, make: Callable[..., Rule]) -> RuleRow:
     leaf = jax.ShapeDtypeStruct(_LEAF, jnp.float32)
     state = jax.tree_util.tree_flatten_with_path(jax.eval_shape(make(1.0).init, leaf))[0]
     large = sorted(state, key=lambda pair: pair[1].size == 1)
-    fields = tuple(path[-1].name for path, _ in large)
+    fields = tuple(dict.fromkeys(path[-1].name for path, _ in large))
     per_parameter = sum(x.size * x.dtype.itemsize for _, x in state if x.size > 1) / leaf.size
     text = " ".join((make.__doc__ or "").split())
     summary, source = text.split(". ")[0], re.search(r"Source: (.*?)\.(?= >>>|$)", text)

@@ -9,5 +9,16 @@ from .adagrad import *
 from .rmsprop import *
 from .adam import *
 from .lion import *
+from .orthogonalize import *
+from .muon import *
+from .normuon import *
+from .soap import *
+from .shampoo import *
+from .kron import *
+from .dion import *
+from .scion import *
+from .matrix_chain import *
+from .hyperball import *
+from .qk_clip import *
 
 __all__ = [name for name, value in globals().items() if callable(value) and not name.startswith("_")]

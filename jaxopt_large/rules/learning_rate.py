@@ -6,7 +6,7 @@ from jaxtyping import Array, Int
 
 from .._hyperparameters import Rate, checked
 from .._numerics import like, times
-from .._types import Rule, ScalarOrSchedule
+from .._types import Rule, Scalar, ScalarOrSchedule
 from ..leafwise import Stage, count, lift
 
 __all__ = ["scale_by_learning_rate"]
@@ -48,6 +48,13 @@ def scale_by_learning_rate(learning_rate: Rate | None = None, *, flip_sign: bool
         return times(-rate if flip_sign else rate, g), kept
 
     return lift("scale_by_learning_rate", scheduled(step, "learning_rate", learning_rate), chained=False)
+
+
+def scaled(learning_rate: ScalarOrSchedule, ratio: Scalar) -> ScalarOrSchedule:
+    """A learning rate, or a schedule of it, times a number."""
+    if callable(learning_rate):
+        return lambda count: ratio * learning_rate(count)
+    return ratio * learning_rate
 
 
 def scheduled(step: Any, name: str, value: ScalarOrSchedule, **options: Any) -> Stage:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Mask, Rate, checked
@@ -14,23 +15,30 @@ __all__ = ["add_decayed_weights"]
 
 
 @checked
-def add_decayed_weights(weight_decay: Rate = 0.0, mask: Mask = None) -> Rule:
+def add_decayed_weights(weight_decay: Rate = 0.0, mask: Mask = None, *, cautious: bool = False) -> Rule:
     r"""Adds decoupled weight decay: $u_t = g_t + \lambda_t \theta_t$.
+
+    With `cautious`, only where $g_t \theta_t > 0$: where the step goes towards 0 anyway.
 
     Args:
       weight_decay: $\lambda$, a number >= 0, an array of shape (), or a schedule.
       mask: which leaves decay: a glob over their paths, a tree of booleans, a prefix of one, or a function
         from the parameters to one of these; all of them by default.
+      cautious: leave out what would slow the step down.
 
     Raises:
       ValueError: the decay is negative or not finite.
 
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101, equation 12.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101, equation 12; Chen et al. 2025, arXiv:2510.12402, for
+    `cautious`.
     """
 
     def step(decay: Any, g: Array, p: Array, kept: Any) -> tuple[Array, Any]:
         decay = like(weight_decay, g) if decay is None else decay
-        return g + times(decay, p), kept
+        decayed = times(decay, p)
+        if cautious:
+            decayed = jnp.where((g.conj() * p).real > 0, decayed, jnp.zeros((), p.dtype))
+        return g + decayed, kept
 
     stage = scheduled(step, "weight_decay", weight_decay, needs_params=True, mask=mask)
     return lift("add_decayed_weights", stage, chained=False)

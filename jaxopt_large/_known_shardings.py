@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from .._axes import declared
-from .._types import Params
+from ._axes import declared
+from ._types import Params
 
 _known: ContextVar[dict[Any, Any] | None] = ContextVar("known_shardings", default=None)
 

@@ -1,0 +1,77 @@
+"""Matrices cut into blocks with factors of their own: those of whole dimensions would be too large."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array
+
+_DEFAULT = 512  # of one side of a block: larger factors cost more than they bring
+_SMALLEST = 4  # of what was asked for: a dimension with no larger divisor has no factor
+
+
+class Blocks(NamedTuple):
+    """How a matrix is cut.
+
+    Attributes:
+      rows: of a block.
+      columns: of a block.
+      down: how many blocks there are along the rows.
+      across: along the columns.
+      left: has a block a factor for its rows?
+      right: and for its columns?
+    """
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    left: bool
+    right: bool
+
+    @property
+    def total(self) -> int:
+        """Blocks of a matrix."""
+        return self.down * self.across
+
+    def split(self, x: Array) -> Array:
+        """[k, m, n] -> [k, blocks, rows, columns]."""
+        apart = x.reshape(-1, self.down, self.rows, self.across, self.columns)
+        return apart.transpose(0, 1, 3, 2, 4).reshape(-1, self.total, self.rows, self.columns)
+
+    def joined(self, x: Array) -> Array:
+        """The inverse."""
+        apart = x.reshape(-1, self.down, self.across, self.rows, self.columns).transpose(0, 1, 3, 2, 4)
+        return apart.reshape(-1, self.down * self.rows, self.across * self.columns)
+
+
+def misfit(rows: int, columns: int, block: int | None) -> str:
+    """Why a matrix cannot be cut into blocks of a size; "" if it can."""
+    if block is None or block <= max(rows, columns):
+        return ""
+    return f"block is larger than both dimensions, got {block} for [{rows}, {columns}]"
+
+
+def blocks_of(rows: int, columns: int, block: int | None) -> Blocks:
+    """The blocks of a matrix.
+
+    Args:
+      rows: of the matrix.
+      columns: of the matrix.
+      block: the longest side of a block; None for 512.
+
+    >>> blocks_of(768, 3072, 256)
+    Blocks(rows=256, columns=256, down=3, across=12, left=True, right=True)
+    >>> blocks_of(509, 64, 256)  # a prime: its rows have no factor
+    Blocks(rows=509, columns=64, down=1, across=1, left=False, right=True)
+    """
+    down, across = (_parts(size, block or _DEFAULT) for size in (rows, columns))
+    left, right = down > 0, across > 0
+    down, across = max(down, 1), max(across, 1)
+    return Blocks(rows // down, columns // across, down, across, left, right)
+
+
+def _parts(size: int, block: int) -> int:
+    """Into how many equal parts of at most `block`; 0 where they would be too small."""
+    if size <= block:
+        return 1
+    parts = next(k for k in range(-(-size // block), size + 1) if size % k == 0)
+    return parts if size // parts * _SMALLEST >= block else 0
