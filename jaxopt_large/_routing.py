@@ -108,10 +108,6 @@ def _masked(leaves: list[Any], chosen: Sequence[str], group: str) -> list[Any]:
     return [x if c == group else optax.MaskedNode() for x, c in zip(leaves, chosen, strict=True)]
 
 
-def _is_hole(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
-
-
 class _Walk:
     """Gradients, and parameters where they are given, leaf by leaf, each with its group.
 
