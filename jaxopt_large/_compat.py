@@ -33,9 +33,9 @@ def placed(x: Any, like: Any, sharding: Any) -> Any:
       like: an array that it is made for.
       sharding: where it is to be.
     """
-    if explicit_sharding(like) is not None:
-        return reshard(x, sharding)
-    return x if isinstance(like, jax.core.Tracer) else jax.device_put(x, sharding)
+    if not isinstance(like, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    return x if explicit_sharding(like) is None else reshard(x, sharding)
 
 
 def make_mesh(shape: tuple[int, ...], names: tuple[str, ...], *, devices: Any = None) -> jax.sharding.Mesh:

@@ -86,7 +86,11 @@ class _Count:
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
-            types.add(f"{name} is no whole number, got {value!r}", allowed=f"{name} must be at least 1")
+            traced = hasattr(value, "aval")
+            do = f"Pass static_args={name!r} to inject_hyperparams" if traced else ""
+            types.add(
+                f"{name} is no whole number, got {value!r}", allowed=f"{name} must be at least 1", do=do
+            )
         elif value < 1:
             values.add(f"{name} is out of range, got {value!r}", allowed=f"{name} must be at least 1")
 

@@ -88,12 +88,10 @@ def _takes_another(make: Any) -> bool:
     return RULE in domains(make).values()
 
 
-_ELEMENTWISE: Any = _any_of(
-    [*(_rule_model(make) for make in RULES.values() if not _takes_another(make)), Frozen]
-)
-_ANY_RULE: Any = _any_of(
-    [_ELEMENTWISE, *(_rule_model(make) for make in RULES.values() if _takes_another(make))]
-)
+_MODELS = {name: _rule_model(make) for name, make in RULES.items() if not _takes_another(make)}
+_ELEMENTWISE: Any = _any_of([*_MODELS.values(), Frozen])
+_MODELS |= {name: _rule_model(make) for name, make in RULES.items() if _takes_another(make)}
+_ANY_RULE: Any = _any_of([*(_MODELS[name] for name in RULES), Frozen])
 
 
 FormatName = _literal[tuple(FORMATS)]

@@ -1,5 +1,6 @@
 """Matrices cut into blocks with factors of their own: those of whole dimensions would be too large."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Array
@@ -43,11 +44,12 @@ class Blocks(NamedTuple):
         return apart.reshape(-1, self.down * self.rows, self.across * self.columns)
 
 
-def misfit(rows: int, columns: int, block: int | None) -> str:
-    """Why a matrix cannot be cut into blocks of a size; "" if it can."""
-    if block is None or block <= max(rows, columns):
+def misfit(sizes: Sequence[tuple[int, int]], block: int | None) -> str:
+    """Why none of some matrices, [rows, columns], can be cut into blocks of a size; "" if one can."""
+    longest = max((max(size) for size in sizes), default=0)
+    if block is None or block <= longest or not sizes:
         return ""
-    return f"block is larger than both dimensions, got {block} for [{rows}, {columns}]"
+    return f"block is larger than every dimension, got {block}, and the longest is {longest}"
 
 
 def blocks_of(rows: int, columns: int, block: int | None) -> Blocks:

@@ -163,7 +163,8 @@ def _shardings(params: Params) -> list[NamedSharding | None]:
     """Where parameters are, as far as it is known."""
     found: list[NamedSharding | None] = []
     for x, known in zip(jax.tree.leaves(params), known_shardings_of(params), strict=True):
-        sharding = known or explicit_sharding(x) or getattr(x, "sharding", None)
+        own = getattr(x, "sharding", None)  # of a concrete array; that of a tracer is in its type
+        sharding = known or (own if isinstance(own, NamedSharding) else None) or explicit_sharding(x)
         is_spread = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
         found.append(sharding if is_spread else None)  # pyrefly: ignore
     return found

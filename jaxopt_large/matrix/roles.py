@@ -30,6 +30,7 @@ OTHER_LEAVES = "*embed*|*wte|*wpe|*wte/*|*wpe/*|*lm_head*|head|*/head|head/*|*/h
 """Embeddings, heads, norms and biases, by the names that models give them."""
 
 _TOKEN = re.compile(r"\(([^()]*)\)|(\S+)")
+_NAME = re.compile(r"[^\W\d]\w*|\d+")
 _IN, _OUT, _OTHER = "in", "out", "other"
 _GRAMMAR = 'a name for each dimension, with at least one "in" and one "out"; "(3 out)" is three side by side'
 
@@ -148,6 +149,8 @@ def _check_grammar(problems: Problems, text: str) -> None:
         return
     if _IN not in names or _OUT not in names:
         problems.add(f"role {text!r} names no inputs or no outputs", allowed=_GRAMMAR)
+    elif not all(_NAME.fullmatch(name) for name in names):
+        problems.add(f"role {text!r} has what is no name and no number", allowed=_GRAMMAR)
     elif any(sum(not n.isdigit() for n in dim) != 1 or "0" in dim for dim in dimensions):
         problems.add(f"role {text!r} has other than numbers and one name in parentheses", allowed=_GRAMMAR)
 
@@ -258,7 +261,7 @@ def assigned(
     problems, found, used = Problems(who), [], set()
     for path, shape in zip(paths, shapes, strict=True):
         glob = next((g for g in roles if matches(g, path)), None)
-        if matches(others, path) or 0 in shape:
+        if (others and matches(others, path)) or 0 in shape:
             found.append(other())
             continue
         if glob is None and len(shape) < 2:

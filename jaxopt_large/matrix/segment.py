@@ -1,7 +1,6 @@
 """Stages that work on whole matrices, run together: leaves to their owners, and back, once."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +36,6 @@ from ._spreads import field_spread, spread_of, team_of
 from ._transport import Spread, Team
 from .owners import Member, batches
 from .plan import MatrixLeaf, MatrixPlan
-from .roles import View
 from .stage import MatrixField, MatrixStage, MatrixStep
 
 
@@ -91,7 +89,8 @@ class MatrixSegment:
         self, plan: MatrixPlan, walk: Walk, updates: list[Array], values: list[Any], fields: list[Any]
     ) -> "_Job":
         stages, team = self._stages, team_of(self._who, plan)
-        turns = all(s.transposes for s in stages if isinstance(s, MatrixStage))
+        scaled = any(isinstance(s, MatrixStage) and s.factor is not None for s in stages[:-1])
+        turns = not scaled and all(s.transposes for s in stages if isinstance(s, MatrixStage))
         first, last = stages[0], stages[-1]
         with_params = any(s.needs_params for s in stages)
         leaves = self._leaves(plan, walk)
@@ -109,7 +108,8 @@ class MatrixSegment:
             shape = (view.columns, view.rows) if turned else (view.rows, view.columns)
             types = tuple(str(a.dtype) for f in own for a in f.values())
             member = Member(n, (*shape, str(dtype), *types), tuple(spreads))
-            items.append(_Item(member, str(dtype), reads, makes, _factor(stages, view)))
+            factor = 1.0 if last.factor is None else last.factor(view.rows, view.columns)
+            items.append(_Item(member, str(dtype), reads, makes, factor))
         return _Job(tuple(items), team, plan.mesh, with_params)
 
     def _leaves(self, plan: MatrixPlan, walk: Walk) -> list[MatrixLeaf]:
@@ -126,11 +126,6 @@ def _spread_of_field(kind: Any, leaf: MatrixLeaf, like: Spread, team: Team) -> S
     if isinstance(kind, MatrixField):
         return field_spread(kind.whole(leaf), kind.each(leaf.view), leaf.view, like, team)
     return like
-
-
-def _factor(stages: Sequence[Stage], view: View) -> float:
-    factors = [s.factor for s in stages if isinstance(s, MatrixStage) and s.factor is not None]
-    return math.prod(factor(view.rows, view.columns) for factor in factors)
 
 
 # --- on the devices -----------------------------------------------------------------------------------
@@ -212,6 +207,8 @@ def _step(
     for stage, values, kept in zip(stages, given, seen, strict=True):
         own = dict(zip(stage.of_leaves, fields, strict=False))
         update, made = stage.step(as_real(values, real), update, param, widened(stage, kept, own, dtype))
+        if stage is not stages[-1] and isinstance(stage, MatrixStage) and stage.factor is not None:
+            update = times(stage.factor(update.shape[1], update.shape[2]), update)
         new += [rounded(getattr(made, name), x.dtype) for name, x in own.items()]
     return [update.astype(makes), *new]
 

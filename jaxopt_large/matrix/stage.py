@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from .._compat import placed
 from .._errors import Problems
+from .._numerics import is_complex
 from .._partition import normal_spec
 from .._stage import Stage
 from .._state_fields import LeafField, StaticField
@@ -120,14 +121,16 @@ class PlanField(StaticField):
       matrices: which leaves are matrices.
       transposes: as `MatrixStage` has it.
       flops: likewise.
-      misfit: (rows, columns) -> why the rule cannot work on such a matrix; "" if it can.
+      misfit: [(rows, columns)] of all matrices -> why the rule cannot work on them; "" if it can.
+      real: can it work on real numbers only?
       fields: with an array for each matrix.
     """
 
     matrices: Matrices
     transposes: bool
     flops: Callable[[int, int], float]
-    misfit: Callable[[int, int], str]
+    misfit: Callable[[list[tuple[int, int]]], str]
+    real: bool
     fields: tuple[tuple[str, MatrixField], ...]
 
     def begin(self, who: str, params: Any) -> Any:
@@ -135,11 +138,14 @@ class PlanField(StaticField):
         plan = self.matrices.plan(who, params)
         if is_placeholder(params):
             return plan
-        problems = Problems(who)
-        for leaf in plan.leaves:
-            wrong = self.misfit(leaf.view.rows, leaf.view.columns)
-            if wrong:
-                problems.add(wrong, at=leaf.path or "the root")
+        problems, kinds = Problems(who), Problems(who)
+        wrong = self.misfit([(leaf.view.rows, leaf.view.columns) for leaf in plan.leaves])
+        if wrong:
+            problems.add(wrong)
+        for leaf, x in zip(plan.leaves, jax.tree.leaves(params), strict=True):
+            if self.real and is_complex(x):
+                kinds.add("works on real numbers only, got a complex leaf", at=leaf.path or "the root")
+        kinds.raise_if_any(TypeError)
         problems.raise_if_any()
         return dataclasses.replace(
             plan,
@@ -160,7 +166,8 @@ def matrix_stage(
     *,
     transposes: bool = False,
     flops: Callable[[int, int], float] = lambda rows, columns: 0.0,
-    misfit: Callable[[int, int], str] = lambda rows, columns: "",
+    misfit: Callable[[list[tuple[int, int]]], str] = lambda sizes: "",
+    real: bool = False,
     fields: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> MatrixStage:
@@ -172,7 +179,8 @@ def matrix_stage(
       matrices: which leaves are matrices.
       transposes: may rows and columns change places?
       flops: (rows, columns) -> of the work on one matrix.
-      misfit: (rows, columns) -> why it cannot be worked on; "" if it can.
+      misfit: [(rows, columns)] of all matrices -> why they cannot be worked on; "" if they can.
+      real: can it work on real numbers only?
       fields: the others of the state, made by `zeros`, `of_each` and their kin.
       **options: of `MatrixStage`.
     """
@@ -181,5 +189,5 @@ def matrix_stage(
         for name, f in (fields or {}).items()
     }
     of_matrices = tuple((name, f) for name, f in own.items() if isinstance(f, MatrixField))
-    state = kind(matrices=PlanField(matrices, transposes, flops, misfit, of_matrices), **own)
+    state = kind(matrices=PlanField(matrices, transposes, flops, misfit, real, of_matrices), **own)
     return MatrixStage(step, state, transposes=transposes, **options)

@@ -90,6 +90,7 @@ def scale_by_dion(
         checked_matrices(who, roles, other_leaves, owners),
         flops=lambda rows, columns: 8.0 * rows * columns * rank_of(rows, columns),
         fields=fields,
+        real=True,
         factor=None if scale is None else SCALES[scale],
     )
     return lift(who, stage, chained=False)

@@ -124,7 +124,8 @@ def scale_by_kron(
         ScaleByKronState,
         checked_matrices(who, roles, other_leaves, owners),
         flops=lambda rows, columns: _flops(blocks_of(rows, columns, block)),
-        misfit=lambda rows, columns: misfit(rows, columns, block),
+        misfit=lambda sizes: misfit(sizes, block),
+        real=True,
         fields=fields,
         shared=shared,
     )

@@ -125,8 +125,8 @@ def muon(
         largest singular value, which is slow; "aol" and "schatten", of which fewer iterations are as good.
       scale: $s$.
       cautious: decay only where the step goes towards 0 anyway.
-      ns_dtype: of the products' operands; by default bfloat16 (float64 for float64). Norms and sums are in
-        float32.
+      ns_dtype: of the products' operands; by default bfloat16 (float64 for float64), to which the momentum
+        is rounded first. Norms and sums are in float32.
       roles: glob -> role, for leaves of more than two dimensions and others that are read otherwise: see
         `jl.roles.stack`, `jl.roles.fused`, `jl.roles.experts`, `jl.roles.convolution`.
       other: the rule for all other leaves; by default AdamW without decay.
@@ -134,7 +134,8 @@ def muon(
       other_leaves: a glob of those; embeddings, heads, norms and biases by their usual names. What has less
         than two dimensions is one of them.
       owners: axes of the parameters' mesh, or mapped axes, whose devices share the work; by default all axes
-        of the mesh, or those that `zero` divides.
+        of the mesh, or those that `zero` divides. What `init` sees of the parameters decides: call it outside
+        `jit` (or `jl.init_state`), as under Auto axes tracers do not say where they are.
 
     Returns:
       The rule; its `update` needs `params`; `mu` is kept for matrices.

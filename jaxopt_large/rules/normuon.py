@@ -1,5 +1,6 @@
 """NorMuon: Muon with a second moment for each output (Li et al. 2025, arXiv:2510.05491)."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def normalize_outputs(
     b2: Decay = 0.95,
     eps: NonNegative = 1e-8,
     *,
+    factor: Callable[[int, int], float] | None = None,
     roles: Roles = None,
     other_leaves: Glob = OTHER_LEAVES,
     owners: Axes = None,
@@ -63,6 +65,7 @@ def normalize_outputs(
     Args:
       b2: $b_2$ in [0, 1).
       eps: $\epsilon \ge 0$.
+      factor: (inputs, outputs) -> what the result is multiplied by.
       roles: glob -> role, see `muon`.
       other_leaves: a glob of leaves that are no matrices; a rule with such leaves is refused.
       owners: axes whose devices share the work.
@@ -86,7 +89,11 @@ def normalize_outputs(
         return made * divide(*norms), kept._replace(nu=nu)
 
     nu = of_each(lambda shape: shape[1:], real=True)
-    return lift(who, matrix_stage(step, NormalizeOutputsState, matrices, fields={"nu": nu}), chained=False)
+    return lift(
+        who,
+        matrix_stage(step, NormalizeOutputsState, matrices, fields={"nu": nu}, factor=factor),
+        chained=False,
+    )
 
 
 @checked
@@ -114,11 +121,11 @@ def scale_by_normuon(
         ns_steps,
         eps,
         preconditioning=preconditioning,
-        factor=factor,
         ns_dtype=ns_dtype,
         **where,
     )
-    links = momentum(beta, nesterov, mu_dtype), direction, normalize_outputs(b2, eps, **where)
+    last = normalize_outputs(b2, eps, factor=factor, **where)
+    links = momentum(beta, nesterov, mu_dtype), direction, last
     return joined("scale_by_normuon", *links)
 
 

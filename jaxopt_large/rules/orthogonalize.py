@@ -35,7 +35,12 @@ class _Coeffs:
             shape = np.asarray(value, float).shape
         except (TypeError, ValueError):
             shape = ()
-        if len(shape) not in (1, 2) or shape[-1] != 3 or 0 in shape:
+        if (
+            len(shape) not in (1, 2)
+            or shape[-1] != 3
+            or 0 in shape
+            or not np.isfinite(np.asarray(value, float)).all()
+        ):
             types.add(f"{name} are no coefficients, got {value!r}", allowed=allowed)
 
 
@@ -108,6 +113,10 @@ def orthogonalize(
             return ns_dtype
         return jnp.bfloat16 if np.dtype(dtype) == np.float32 else dtype
 
+    def carried(dtype: Any) -> Any:
+        """The dtype in which matrices travel: of half precision only the one with float32's range."""
+        return jnp.bfloat16 if np.dtype(working(dtype)) == jnp.bfloat16 else dtype
+
     stage = matrix_stage(
         step,
         OrthogonalizeState,
@@ -115,8 +124,8 @@ def orthogonalize(
         transposes=True,
         flops=lambda rows, columns: flops(rows, columns, ns_steps),
         factor=factor,
-        reads=working,
-        makes=(lambda dtype: dtype) if adaptive else working,
+        reads=carried,
+        makes=(lambda dtype: dtype) if adaptive else carried,
     )
     return lift(who, stage, chained=False)
 

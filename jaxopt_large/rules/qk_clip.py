@@ -55,6 +55,11 @@ def qk_clip(heads: Mapping[str, Any], threshold: Positive = 100.0, *, power: Pos
     """
     who = "qk_clip"
     roles = checked_roles(who, heads)
+    others = [glob for glob, role in roles.items() if role.is_other]
+    if others:
+        raise ValueError(
+            message(who, f"heads name {others[0]!r} with a role that has none", do="Leave it out")
+        )
 
     def init(params: Params) -> optax.EmptyState:
         paths, problems = leaf_paths(params), Problems(who)
@@ -79,11 +84,11 @@ def qk_clip(heads: Mapping[str, Any], threshold: Positive = 100.0, *, power: Pos
             missing = "params" if params is None else "max_logits"
             do = "Call update(grads, state, params, max_logits=...)"
             raise TypeError(message(who, f"{missing} are needed, got None", do=do))
-        leaves, treedef = jax.tree.flatten(updates)
-        made = []
-        for path, u, p in zip(leaf_paths(updates), leaves, treedef.flatten_up_to(params), strict=True):
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+        paths, made = leaf_paths(updates, is_leaf=lambda x: x is None), []
+        for path, u, p in zip(paths, leaves, treedef.flatten_up_to(params), strict=True):
             glob = first_match(list(roles), path)
-            if glob is None:
+            if glob is None or u is None:
                 made.append(u)
                 continue
             logits = max_logits[glob] if isinstance(max_logits, Mapping) else max_logits
@@ -100,7 +105,8 @@ def _clipped(
     view = role.view(p.shape)
     counts = (*(p.shape[d] for d in view.units), *view.inner_counts)
     logits = jnp.asarray(logits, jnp.float32)
-    factor = jnp.minimum(1.0, threshold / jnp.maximum(logits, jnp.finfo(jnp.float32).tiny)) ** power
+    large = (logits > threshold) & jnp.isfinite(logits)  # what is not finite says nothing of the weights
+    factor = jnp.where(large, threshold / jnp.where(large, logits, threshold), 1.0) ** power
     if len(counts) == logits.ndim + 1:  # queries, keys and values: the last stay
         parts = [factor if n < 2 else jnp.ones_like(factor) for n in range(counts[-2])]
         factor = jnp.stack(parts, axis=-2)

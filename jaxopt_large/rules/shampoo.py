@@ -164,7 +164,8 @@ def scale_by_shampoo(
         ScaleByShampooState,
         checked_matrices(who, roles, other_leaves, owners),
         flops=lambda rows, columns: _flops(cut_of(rows, columns), refresh),
-        misfit=lambda rows, columns: misfit(rows, columns, block),
+        misfit=lambda sizes: misfit(sizes, block),
+        real=True,
         fields=fields,
         shared=shared,
     )

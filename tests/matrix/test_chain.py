@@ -31,6 +31,16 @@ def test_links_do_what_they_do_one_after_another():
             np.testing.assert_allclose(u[k], v[k], rtol=1e-3, atol=1e-4)
 
 
+def test_what_a_link_multiplies_by_is_seen_by_the_next():
+    links = jl.scale_by_dion(rank=1.0), jl.orthogonalize("polar_express", ns_dtype="float32")
+    tree, grads = {"w": leaf(0, 4, 64), "v": leaf(1, 64, 4)}, {"w": leaf(2, 4, 64), "v": leaf(3, 64, 4)}
+    chained, apart = jl.matrix_chain(*links), optax.chain(*links)
+    got, _ = chained.update(grads, chained.init(tree), tree)
+    want, _ = apart.update(grads, apart.init(tree), tree)
+    for k in tree:
+        np.testing.assert_allclose(got[k], want[k], rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_travels_between_links():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     tree = jax.device_put(_tree(), NamedSharding(mesh, PartitionSpec("data")))
@@ -195,3 +205,22 @@ def test_staggered_blocks_are_refreshed_in_turn():
         changed.append([n for n in range(4) if not np.array_equal(before[n], state.left_root["w"][n])])
     assert changed[0] == [0, 1, 2, 3]
     assert changed[4:8] == [[3], [2], [1], [0]]
+
+
+def test_configurations_name_roles_and_the_rule_of_other_leaves():
+    pytest.importorskip("pydantic")
+    groups = (
+        "{'*': {rule: muon, learning_rate: 0.02, roles: {'layers/attn/qkv': 'layers in (3 out)', 'layers/*': "
+        "'layers in out'}, other: {rule: adamw, learning_rate: 0.006, b2: 0.98}}}"
+    )
+    config = jl.load("configs/stdlib_gpt.yaml", [f"optimizer.groups={groups}", "placement.zero=null"])
+    shape = jax.ShapeDtypeStruct
+    tree = {
+        "embed": shape((256, 96), jnp.float32),
+        "layers": {"attn": {"qkv": shape((4, 96, 288), jnp.float32)}, "up": shape((4, 96, 384), jnp.float32)},
+    }
+    rows = jl.explain(jl.build(config), tree).matrices
+    assert {row.path: row.matrices for row in rows} == {
+        "layers/attn/qkv": "12 x [96, 96]",
+        "layers/up": "4 x [96, 384]",
+    }

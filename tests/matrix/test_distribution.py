@@ -200,6 +200,15 @@ def test_units_that_lie_on_different_devices_stay_there():
     assert len(jl.plan.collectives(compiled)) == 0
 
 
+@pytest.mark.parametrize("name", ["soap", "kron"])
+def test_fields_begin_on_an_explicit_mesh(name):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    tree = {"w": jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("data")))}
+    rule = getattr(jl, name)(0.1)
+    updates, _ = jax.jit(rule.update)(tree, rule.init(tree), tree)
+    assert bool(jnp.all(jnp.isfinite(updates["w"])))
+
+
 # --- what is refused -----------------------------------------------------------------------------------
 
 

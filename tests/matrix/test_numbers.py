@@ -126,6 +126,16 @@ def test_batched_is_one_by_one(case):
             np.testing.assert_allclose(updates[k], alone[k], rtol=1e-4, atol=close)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_products_in_float16_mind_no_scale(scale):
+    g = scale * leaf(9, 8, 12)
+    made, want = (
+        rule.update(g, rule.init(g))[0]
+        for rule in (jl.orthogonalize(ns_dtype=d, eps=0.0) for d in ("float16", "float32"))
+    )
+    np.testing.assert_allclose(made, want, atol=0.02)
+
+
 def test_fused_matrices_are_apart_and_kernels_are_one():
     r = np.random.default_rng(7)
     fused, kernel = r.normal(size=(6, 12)), r.normal(size=(3, 2, 4, 5))

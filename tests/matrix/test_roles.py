@@ -1,7 +1,9 @@
 """Roles: what a leaf is read as, who gets which rule, and what is refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxopt_large as jl
@@ -65,7 +67,20 @@ def test_constructors(role, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "in", "out", "in in", "layers", "in (3)", "in (0 out)", "in (a out)", "in (3 a out)"]
+    "text",
+    [
+        "",
+        "in",
+        "out",
+        "in in",
+        "layers",
+        "in (3)",
+        "in (0 out)",
+        "in (a out)",
+        "in (3 a out)",
+        "in (3 out",
+        "in out)",
+    ],
 )
 def test_other_grammar_is_refused(text):
     with pytest.raises(ValueError, match="muon: role") as caught:
@@ -191,9 +206,26 @@ def test_arguments(name, given, error, wrong):
 
 
 @pytest.mark.parametrize("name", ["soap", "shampoo", "kron"])
-def test_blocks_that_are_larger_than_a_matrix(name):
-    tree = {"w": jnp.ones((8, 64)), "v": jnp.ones((16, 8))}
+def test_blocks_that_are_larger_than_all_matrices(name):
+    tree = {"w": jnp.ones((8, 24)), "v": jnp.ones((16, 8))}
     with pytest.raises(
-        ValueError, match=rf"{name}: block is larger than both dimensions, got 32 for \[16, 8\] at v"
+        ValueError, match=f"{name}: block is larger than every dimension, got 32, and the longest is 24"
     ):
         getattr(jl, name)(0.1, block=32).init(tree)
+    getattr(jl, name)(0.1, block=24).init(tree)
+
+
+@pytest.mark.parametrize("name", ["soap", "shampoo", "kron", "dion"])
+def test_complex_leaves_of_rules_of_real_ones(name):
+    with pytest.raises(TypeError, match=f"{name}: works on real numbers only, got a complex leaf at w"):
+        getattr(jl, name)(0.1).init({"w": jnp.ones((8, 8), jnp.complex64)})
+
+
+def test_whole_numbers_that_are_injected():
+    rule = optax.inject_hyperparams(jl.muon, static_args=("ns_steps", "ns_coeffs"))(0.1)
+    tree = {"w": jnp.ones((4, 4))}
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = rule.update(tree, rule.init(tree), tree)
+        assert updates["w"].shape == (4, 4)
+        with pytest.raises(TypeError, match="Pass static_args='ns_steps' to inject_hyperparams"):
+            optax.inject_hyperparams(jl.muon)(0.1).init(tree)
