@@ -28,7 +28,8 @@ from ..leafwise import lift, zeros
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
-from ..matrix.stage import matrix_stage, of_each
+from ..matrix.stage import MatrixStep, matrix_stage, of_each
+from ..tracing.calls import named_call
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule
 from .muon import SCALES
@@ -80,9 +81,11 @@ def scale_by_dion(
     def first(shape: tuple[int, ...]) -> Array:
         return jnp.broadcast_to(jax.random.normal(jax.random.key(seed), shape[-2:], jnp.float32), shape)
 
+    told = MatrixStep(who)  # each device draws the same
+    begun = named_call(first, "dion_basis", (who, seed), told, static_argnums=(0,))
     fields = {
         "mu": zeros(mu_dtype),
-        "basis": of_each(lambda matrix: (matrix[1], rank_of(*matrix)), first),
+        "basis": of_each(lambda matrix: (matrix[1], rank_of(*matrix)), begun),
     }
     stage = matrix_stage(
         step,
