@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from jaxtyping import Array
 
 from .roles import View
@@ -76,7 +77,7 @@ class Flat(NamedTuple):
         return self.reading.matrices(apart.reshape(-1, *unit))
 
     def from_matrices(self, x: Array) -> Array:
-        places = sorted(range(len(self.shape)), key=self._order.__getitem__)
+        places = np.argsort(self._order)
         apart = self.reading.from_matrices(x).reshape(-1, *(self.shape[d] for d in self._order))
         apart = apart.transpose(0, *(d + 1 for d in places))
         return apart.reshape(len(apart), -1)

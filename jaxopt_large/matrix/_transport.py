@@ -235,7 +235,7 @@ class Parcel(NamedTuple):
 
     def _part(self, x: Array, spread: Spread) -> Array:
         order = (*spread.units, *spread.rest)
-        places = sorted(range(len(order)), key=order.__getitem__)
+        places = np.argsort(order)
         return x.reshape([spread.local[d] for d in order]).transpose(places)
 
     def _parts(self, x: Array, run: "_Run") -> Array:

@@ -69,8 +69,7 @@ def _rows(plans: list[MatrixPlan]) -> Iterator[MatrixRow]:
     """Of stages that work on the same leaves, one after another."""
     plan, turns = plans[0], all(p.transposes for p in plans)
     flops = [sum(p.flops[n] for p in plans if p.flops) for n in range(len(plan.leaves))]
-    known = plan.mesh is not None
-    team = team_of("explain", plan) if known else None
+    team = None if plan.mesh is None else team_of("explain", plan)
     members = []
     for n, leaf in enumerate(plan.leaves):
         view = leaf.view
@@ -79,10 +78,10 @@ def _rows(plans: list[MatrixPlan]) -> Iterator[MatrixRow]:
         reading = Turned(view) if turned else view
         spreads = (spread_of(leaf, (), None, reading, plan, team),) if team else ()
         members.append(Member(n, shape, spreads))
-    groups = {m.number: b for b in batches(members, team) for m in b.members} if team else {}
+    work = {n: x for b in batches(members, team) for n, x in _work(b).items()} if team else {}
     for n, leaf in enumerate(plan.leaves):
         view, member = leaf.view, members[n]
-        owner, sent, waste = _work(groups[n], member) if known else ("-", 0, 0.0)
+        owner, sent, waste = work.get(n, ("-", 0, 0.0))
         yield MatrixRow(
             leaf.path,
             leaf.role.text,
@@ -95,14 +94,16 @@ def _rows(plans: list[MatrixPlan]) -> Iterator[MatrixRow]:
         )
 
 
-def _work(batch: Batch, member: Member) -> tuple[str, int, float]:
-    """Who works on a member, what a device sends for it, and how much of its batch is padding."""
-    spread = member.spreads[0]
-    parcel = Parcel(member.spreads, batch.team)
-    local, sent = math.prod(spread.local), 0
-    if parcel.dividing.devices > 1:
-        sent += 2 * local
-    if parcel.repeating.devices > 1:
-        sent += local // parcel.repeating.devices
+def _work(batch: Batch) -> dict[int, tuple[str, int, float]]:
+    """Number of a member -> who works on it, what a device sends for it, how much of its batch is padding."""
     units = sum(math.prod(m.spreads[0].shape[d] for d in m.spreads[0].units) for m in batch.members)
-    return batch.owners_of(member), sent * _WIDTH, 1.0 - units / (batch.rows * batch.team.devices)
+    waste, owners = 1.0 - units / (batch.rows * batch.team.devices), batch.owners()
+    return {m.number: (owners[m.number], _sent(batch, m) * _WIDTH, waste) for m in batch.members}
+
+
+def _sent(batch: Batch, member: Member) -> int:
+    """The elements that a device sends to gather a member and to give it back."""
+    parcel, local = Parcel(member.spreads, batch.team), math.prod(member.spreads[0].local)
+    there_and_back = 2 * local if parcel.dividing.devices > 1 else 0
+    repeated = local // parcel.repeating.devices if parcel.repeating.devices > 1 else 0
+    return there_and_back + repeated

@@ -33,6 +33,11 @@ class Blocks(NamedTuple):
         """Blocks of a matrix."""
         return self.down * self.across
 
+    def factor(self, side: str) -> tuple[int, int, int]:
+        """The shape of a matrix' factors on one side, "left" or "right"; of a side without, of numbers."""
+        sizes = {"left": self.rows if self.left else 1, "right": self.columns if self.right else 1}
+        return (self.total, sizes[side], sizes[side])
+
     def split(self, x: Array) -> Array:
         """[k, m, n] -> [k, blocks, rows, columns]."""
         apart = x.reshape(-1, self.down, self.rows, self.across, self.columns)
@@ -42,6 +47,11 @@ class Blocks(NamedTuple):
         """The inverse."""
         apart = x.reshape(-1, self.down, self.across, self.rows, self.columns).transpose(0, 1, 3, 2, 4)
         return apart.reshape(-1, self.down * self.rows, self.across * self.columns)
+
+
+def stacked(x: Array) -> Array:
+    """[k, blocks, ...] -> [k * blocks, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def misfit(sizes: Sequence[tuple[int, int]], block: int | None) -> str:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._numerics import abs_square, accumulation_dtype, divide, times
+from .._numerics import accumulation_dtype, divide, times
+from .norms import frobenius
 
 __all__ = ["COEFFICIENTS", "PRECONDITIONINGS", "Coefficients", "flops", "orthogonalized"]
 
@@ -101,7 +102,7 @@ _Eps = Callable[[int], Array]  # eps as it meets powers of a matrix whose larges
 
 
 def _by_norm(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
-    norm = jnp.sqrt(jnp.sum(abs_square(x), axis=(1, 2), keepdims=True))
+    norm = frobenius(x)
     return _over(x, margin * norm + eps(1)).astype(dtype), None
 
 
@@ -121,7 +122,7 @@ def _by_rows(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
 def _by_schatten_norm(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
     """The Schatten-4 norm (Grishina et al. 2025, arXiv:2506.10935)."""
     gram = _product(x, _adjoint(x))
-    norm = jnp.sqrt(jnp.sum(abs_square(gram), axis=(1, 2), keepdims=True))
+    norm = frobenius(gram)
     scale = jax.lax.rsqrt(margin**2 * jnp.maximum(norm, eps(2)))
     return times(scale, x).astype(dtype), times(scale * scale, gram).astype(dtype)
 

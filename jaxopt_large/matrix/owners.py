@@ -51,16 +51,20 @@ class Batch(NamedTuple):
         """Units that each device works on, padding included."""
         return sum(self._parcels(load)[0].rows for load in self._loads())
 
-    def owners_of(self, member: Member) -> str:
-        """The devices that work on a member, by their places along the axes that share its units."""
-        load = next(load for load in self._loads() if member in load)
-        parcel = self._parcels(load)[0]
-        start = sum(parcel.units(m.spreads[0]) for m in load[: load.index(member)])
-        count, devices = parcel.units(member.spreads[0]), parcel.free.devices
-        places = sorted({(start + n) % devices for n in range(min(count, devices))})
-        apart = [f"its own along {name}" for name in member.spreads[0].unit_axes]
-        shared = [f"{'+'.join(parcel.free.names)} {_ranges(places)}"] if devices > 1 else []
-        return ", ".join(apart + shared) or "-"
+    def owners(self) -> dict[int, str]:
+        """Number of a member -> the devices that work on it, by places along axes that share its units."""
+        found = {}
+        for load in self._loads():
+            parcel, start = self._parcels(load)[0], 0
+            devices = parcel.free.devices
+            for member in load:
+                count = parcel.units(member.spreads[0])
+                places = sorted({(start + n) % devices for n in range(min(count, devices))})
+                apart = [f"its own along {name}" for name in member.spreads[0].unit_axes]
+                shared = [f"{'+'.join(parcel.free.names)} {_ranges(places)}"] if devices > 1 else []
+                found[member.number] = ", ".join(apart + shared) or "-"
+                start += count
+        return found
 
     def worked_on(self, arrays: Sequence[Sequence[Array]], work: Work) -> list[list[Array]]:
         """Runs `work` on the owners' devices.

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array
 
 from .._errors import Problems, message
@@ -72,7 +73,7 @@ class View(NamedTuple):
 
     def from_matrices(self, x: Array) -> Array:
         """The inverse."""
-        places = sorted(range(len(self.order)), key=self.order.__getitem__)
+        places = np.argsort(self.order)
         apart = x.reshape(-1, *(self.split[d] for d in self.order)).transpose(0, *(d + 1 for d in places))
         return apart.reshape(-1, *self.unit)
 
@@ -212,8 +213,6 @@ def other() -> Role:
 
 
 # --- which leaf has which ------------------------------------------------------------------------------
-
-Roles = Mapping[str, Role | str]
 
 
 def checked_roles(who: str, roles: Any) -> dict[str, Role]:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .norms import frobenius
+
 _MOST = 100  # iterations of a root; condition numbers of 1e6 take 25
 _RIDGE = 1e-3  # of a basis, relative to the mean value
 _FIRST = 8  # iterations of a basis that nothing is known of
@@ -39,7 +41,7 @@ def inverse_root(
     """
     p = int(power)
     identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
-    norm = jnp.sqrt(jnp.sum(jnp.square(a), axis=(1, 2), keepdims=True))
+    norm = frobenius(a)
     known = norm > 0
     safe = jnp.where(known, norm, 1.0)
     z = (1.0 + p) / (2.0 * safe)

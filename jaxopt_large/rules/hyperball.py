@@ -8,10 +8,11 @@ from jaxtyping import Array
 
 from .._errors import check_rule
 from .._hyperparameters import Axes, Glob, Roles, checked
-from .._numerics import abs_square, divide
+from .._numerics import divide
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import lift
+from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.routing import with_other_leaves
@@ -72,8 +73,8 @@ def hyperball(
     def step(shared: Any, u: Array, p: Array, kept: Any) -> tuple[Array, Any]:
         del shared
         moved = p + u
-        radius = _norm(p)
-        back = moved * divide(radius, _norm(moved)) - p
+        radius = frobenius(p)
+        back = moved * divide(radius, frobenius(moved)) - p
         return jnp.where(radius > 0, back, u), kept
 
     stage = matrix_stage(step, OnSphereState, matrices, transposes=True, needs_params=True)
@@ -94,7 +95,3 @@ def hyperball(
         return made, HyperballState(inner, kept)
 
     return make_rule(init, update)
-
-
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(abs_square(x), axis=(1, 2), keepdims=True))

@@ -23,7 +23,7 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit
+from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
@@ -91,9 +91,9 @@ def scale_by_kron(
         cut = blocks_of(g.shape[1], g.shape[2], block)
         g = bounded(g)
         mu = ema(kept.mu, g, decay)
-        blocks, means = (_stacked(cut.split(x)) for x in (g, mu / shared.mu))
+        blocks, means = (stacked(cut.split(x)) for x in (g, mu / shared.mu))
         old = [getattr(kept, name) for name in _Fit._fields]
-        fit = _Fit(*map(_stacked, old))
+        fit = _Fit(*map(stacked, old))
         fit = jax.lax.cond(shared.number == 1, lambda f: _begun(cut, f, blocks), lambda f: f, fit)
         new = fitted(cut, fit, blocks, factor_rate)
         fine = jnp.all(jnp.isfinite(blocks), axis=(1, 2)) & (jnp.max(jnp.abs(blocks), axis=(1, 2)) > 0)
@@ -104,13 +104,8 @@ def scale_by_kron(
         parts = {name: x.reshape(y.shape) for name, x, y in zip(_Fit._fields, fit, old, strict=True)}
         return cut.joined(made), kept._replace(mu=mu, **parts)
 
-    def factor(name: str) -> Any:
-        def shape(matrix: tuple[int, ...]) -> tuple[int, ...]:
-            cut = blocks_of(matrix[0], matrix[1], block)
-            n = {"left": cut.rows if cut.left else 1, "right": cut.columns if cut.right else 1}[name]
-            return (cut.total, n, n)
-
-        return of_each(shape)
+    def factor(side: str) -> Any:
+        return of_each(lambda matrix: blocks_of(matrix[0], matrix[1], block).factor(side))
 
     fields = {
         "count": count(),
@@ -207,11 +202,6 @@ def kron(
     )
     decay = add_decayed_weights(weight_decay, weight_decay_mask, cautious=cautious)
     return full_matrix_rule("kron", matrices, learning_rate, direction, decay, other, other_ratio)
-
-
-def _stacked(x: Array) -> Array:
-    """[k, blocks, ...] -> [k * blocks, ...]."""
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _preconditioned(cut: Blocks, fit: _Fit, x: Array) -> Array:

@@ -13,6 +13,7 @@ from .._hyperparameters import Positive, checked
 from .._numerics import accumulation_dtype
 from .._paths import first_match, leaf_paths, listed
 from .._types import Params, Rule, State, Updates, make_rule
+from ..matrix._readings import Flat
 from ..matrix.roles import Role, checked_roles
 
 __all__ = ["qk_clip"]
@@ -114,8 +115,6 @@ def _clipped(
         wrong = f"max_logits have shape {logits.shape}"
         raise ValueError(message(who, wrong, at=path, allowed=f"role {role.text!r} counts {counts}"))
     whole = jnp.broadcast_to(factor.reshape(-1, 1, 1), (factor.size, view.rows, view.columns))
-    order = (*view.units, *(d for d in range(p.ndim) if d not in view.units))
-    places = sorted(range(p.ndim), key=order.__getitem__)
-    scale = view.from_matrices(whole).reshape([p.shape[d] for d in order]).transpose(places)
+    scale = Flat(p.shape, view.units, view).from_matrices(whole).reshape(p.shape)
     wide = accumulation_dtype(p.dtype)
     return (scale.astype(wide) * (p.astype(wide) + u.astype(wide)) - p.astype(wide)).astype(u.dtype)

@@ -23,7 +23,8 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit
+from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.refresh import Refresh
 from ..matrix.roles import OTHER_LEAVES
@@ -107,7 +108,7 @@ def scale_by_shampoo(
         g = bounded(g)
         mu = ema(kept.mu, g, d1)
         mean = mu / shared.mu
-        blocks, made = _stacked(cut.split(g)), _stacked(cut.split(mean))
+        blocks, made = stacked(cut.split(g)), stacked(cut.split(mean))
         due = schedule.is_due(shared.number, len(g), cut.total)
         sides_of = _sides(kept)
         if cut.left:
@@ -125,7 +126,7 @@ def scale_by_shampoo(
         if graft == "adam":
             nu = ema(kept.nu, jnp.square(g), d2)
             like, kept = divide(mean, plus(jnp.sqrt(nu / shared.nu), eps), eps), kept._replace(nu=nu)
-        return direction * divide(_norm(like), _norm(direction)), kept
+        return direction * divide(frobenius(like), frobenius(direction)), kept
 
     def side(old: _Side, squares: Array, g: Array, power: int, due: Array, shared: _Shared) -> _Side:
         """A factor that has seen a gradient, and its root where it is due."""
@@ -141,13 +142,8 @@ def scale_by_shampoo(
 
         return schedule.run(due, rooted, old._replace(factor=factor))
 
-    def factor(name: str, start: float = 0.0) -> Any:
-        def shape(matrix: tuple[int, ...]) -> tuple[int, ...]:
-            cut = cut_of(*matrix)
-            n = {"left": cut.rows if cut.left else 1, "right": cut.columns if cut.right else 1}[name]
-            return (cut.total, n, n)
-
-        return of_each(shape, start)
+    def factor(side: str) -> Any:
+        return of_each(lambda matrix: cut_of(*matrix).factor(side))
 
     fields = {
         "count": count(),
@@ -266,16 +262,11 @@ def shampoo(
     return full_matrix_rule("shampoo", matrices, learning_rate, direction, decay, other, other_ratio)
 
 
-def _stacked(x: Array) -> Array:
-    """[k, blocks, ...] -> [k * blocks, ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
 def _sides(kept: ScaleByShampooState) -> dict[str, _Side]:
-    failures = _stacked(kept.failures)
+    failures = stacked(kept.failures)
     return {
-        "left": _Side(_stacked(kept.left), _stacked(kept.left_root), failures[:, 0]),
-        "right": _Side(_stacked(kept.right), _stacked(kept.right_root), failures[:, 1]),
+        "left": _Side(stacked(kept.left), stacked(kept.left_root), failures[:, 0]),
+        "right": _Side(stacked(kept.right), stacked(kept.right_root), failures[:, 1]),
     }
 
 
@@ -288,10 +279,6 @@ def _kept(kept: ScaleByShampooState, sides: dict[str, _Side]) -> ScaleByShampooS
         right_root=right.root.reshape(kept.right.shape),
         failures=jnp.stack([left.failures, right.failures], axis=1).reshape(kept.failures.shape),
     )
-
-
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
 
 
 def _flops(cut: Blocks, refresh: int) -> float:

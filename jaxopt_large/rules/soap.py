@@ -23,7 +23,8 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit
+from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import first_basis, product, refreshed_basis, values_along
@@ -96,9 +97,9 @@ def scale_by_soap(
         cut = blocks_of(g.shape[1], g.shape[2], block)
         g = bounded(g)
         mu = ema(kept.mu, g, d1)
-        blocks, means, nu = (_stacked(cut.split(x)) for x in (g, mu, kept.nu))
+        blocks, means, nu = (stacked(cut.split(x)) for x in (g, mu, kept.nu))
         old = [getattr(kept, name) for name in _Bases._fields]
-        bases = _Bases(*map(_stacked, old))
+        bases = _Bases(*map(stacked, old))
         bases = jax.lax.cond(shared.number == 1, lambda b: _begun(cut, b, blocks, d3), lambda b: b, bases)
         nu = ema(nu, jnp.square(_into(cut, bases, blocks)), d2)
         root = plus(jnp.sqrt(nu / shared.nu), eps)
@@ -109,13 +110,8 @@ def scale_by_soap(
         new = {name: x.reshape(y.shape) for name, x, y in zip(_Bases._fields, bases, old, strict=True)}
         return cut.joined(made), kept._replace(mu=mu, nu=cut.joined(nu), **new)
 
-    def factor(name: str) -> Any:
-        def shape(matrix: tuple[int, ...]) -> tuple[int, ...]:
-            cut = blocks_of(matrix[0], matrix[1], block)
-            sides = {"left": cut.rows if cut.left else 1, "right": cut.columns if cut.right else 1}
-            return (cut.total, sides[name], sides[name])
-
-        return of_each(shape)
+    def factor(side: str) -> Any:
+        return of_each(lambda matrix: blocks_of(matrix[0], matrix[1], block).factor(side))
 
     left, right = factor("left"), factor("right")
     fields = {
@@ -219,16 +215,11 @@ def soap(
     return full_matrix_rule("soap", matrices, learning_rate, direction, decay, other, other_ratio)
 
 
-def _stacked(x: Array) -> Array:
-    """[k, blocks, b, c] -> [k * blocks, b, c]."""
-    return x.reshape(-1, *x.shape[-2:])
-
-
 def _into(cut: Blocks, bases: _Bases, x: Array) -> Array:
     """$Q_L^T X Q_R$; what is no more than the rounding of the products is 0, or Adam would make it 1."""
     made = product(bases.left_basis.mT, x) if cut.left else x
     made = product(made, bases.right_basis) if cut.right else made
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
+    norm = frobenius(x)
     is_rounding = jnp.abs(made) <= _ROUNDING * jnp.finfo(x.dtype).eps * norm
     return jnp.where(is_rounding, jnp.zeros((), x.dtype), made)
 
