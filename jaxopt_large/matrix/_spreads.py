@@ -6,9 +6,9 @@ from typing import Any
 from .._axes import reduction_axes, window_of
 from .._compat import axis_size
 from .._errors import message
-from ._readings import Each, Flat, Reading
 from ._transport import Spread, Team
 from .plan import MatrixLeaf, MatrixPlan
+from .readings import Each, Flat, Reading
 from .roles import View
 
 _LARGE = 2**14  # elements: what is smaller is not worth a collective

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._compat import all_gather_invariant, as_varying, axis_size
-from ._readings import Reading
+from .readings import Reading
 
 
 class Spread(NamedTuple):

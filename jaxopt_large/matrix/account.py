@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from .._tables import Table
-from ._readings import Turned
 from ._spreads import spread_of, team_of
 from ._transport import Parcel
 from .owners import Batch, Member, batches
 from .plan import MatrixPlan, has_plan
+from .readings import Turned
 
 _MOST_PRINTED = 60  # rows: more than fit on a screen or two
 _WIDTH = 4  # bytes of an element as it travels; half of that where a rule reads half precision

@@ -27,7 +27,10 @@ from .._paths import listed, matches, nearest
 
 __all__ = ["OTHER_LEAVES", "Role", "convolution", "experts", "fused", "heads", "matrix", "other", "stack"]
 
-OTHER_LEAVES = "*embed*|*wte|*wpe|*wte/*|*wpe/*|*lm_head*|head|*/head|head/*|*/head/*|*norm*|*bias*|*scale*"
+OTHER_LEAVES = (
+    "*embed*|*_emb|*_emb/*|*position*|*wte|*wpe|*wte/*|*wpe/*|*lm_head*|head|*/head|head/*|*/head/*"
+    "|*norm*|*bias*|*scale*"
+)
 """Embeddings, heads, norms and biases, by the names that models give them."""
 
 _TOKEN = re.compile(r"\(([^()]*)\)|(\S+)")

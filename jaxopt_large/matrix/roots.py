@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .lapack import orthonormal
 from .norms import frobenius
 
 _MOST = 100  # iterations of a root; condition numbers of 1e6 take 25
@@ -96,7 +97,7 @@ def refreshed_basis(a: Float[Array, "k n n"], q: Float[Array, "k n n"]) -> Float
     n = a.shape[-1]
     mean = jnp.trace(a, axis1=1, axis2=2)[:, None, None] / n
     ridge = _RIDGE * jnp.where(mean > 0, mean, 1.0)
-    return jnp.linalg.qr(product(a, q) + ridge * q)[0]
+    return orthonormal(product(a, q) + ridge * q)
 
 
 def first_basis(a: Float[Array, "k n n"]) -> Float[Array, "k n n"]:

@@ -31,11 +31,11 @@ from .._segments import (
 from .._stage import Stage
 from .._types import Params
 from ..tracing.calls import named_call
-from ._readings import Turned
 from ._spreads import field_spread, spread_of, team_of
 from ._transport import Spread, Team
 from .owners import Member, batches
 from .plan import MatrixLeaf, MatrixPlan
+from .readings import Turned
 from .stage import MatrixField, MatrixStage, MatrixStep
 
 

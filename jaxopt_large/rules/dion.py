@@ -25,6 +25,7 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bounded, complement, divide, like, plus
 from .._types import Rule, Updates
 from ..leafwise import lift, zeros
+from ..matrix.lapack import orthonormal
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
@@ -169,5 +170,5 @@ def dion(
 def _orthonormal(x: Array) -> Array:
     """Columns made orthonormal; those of a matrix of zeros are 0."""
     largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
-    q = jnp.linalg.qr(divide(x, jnp.broadcast_to(largest, x.shape)))[0]
+    q = orthonormal(divide(x, jnp.broadcast_to(largest, x.shape)))
     return jnp.where(largest > 0, q, jnp.zeros((), x.dtype))

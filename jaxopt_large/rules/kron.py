@@ -24,6 +24,7 @@ from .._numerics import as_decay, bias_correction, bounded, divide, ema
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.lapack import upper_inverse
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
@@ -249,7 +250,7 @@ def _by_triangles(cut: Blocks, fit: _Fit, g: Array, rate: Any) -> _Fit:
     """By the relative gradient on upper triangular factors."""
     a = product(fit.left, g) if cut.left else g
     a = product(a, fit.right.mT) if cut.right else a
-    inverse = [_inverted(q) for q in (fit.left, fit.right)]
+    inverse = [upper_inverse(q) for q in (fit.left, fit.right)]
     sizes = [
         jnp.sum(jnp.square(x), axis=(1, 2)) if there else jnp.full(x.shape[:1], float(n), x.dtype)
         for x, there, n in zip(inverse, (cut.left, cut.right), (cut.rows, cut.columns), strict=True)
@@ -266,11 +267,6 @@ def _by_triangles(cut: Blocks, fit: _Fit, g: Array, rate: Any) -> _Fit:
         bounds.append(bound)
         sides.append(q)
     return _Fit(sides[0], sides[1], jnp.stack(bounds, axis=1))
-
-
-def _inverted(q: Array) -> Array:
-    identity = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    return jax.scipy.linalg.solve_triangular(q, identity)
 
 
 def _norm_of(a: Array) -> Array:

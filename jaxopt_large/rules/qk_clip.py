@@ -13,7 +13,7 @@ from .._hyperparameters import Positive, checked
 from .._numerics import accumulation_dtype
 from .._paths import first_match, leaf_paths, listed
 from .._types import Params, Rule, State, Updates, make_rule
-from ..matrix._readings import Flat
+from ..matrix.readings import Flat
 from ..matrix.roles import Role, checked_roles
 
 __all__ = ["qk_clip"]

@@ -1,6 +1,7 @@
 """The rules of matrices, with their oracles and the settings in which they are tried."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ class Case:
 
     def rule(self, rate=None, **more):
         return getattr(jl, self.name)(self.rate if rate is None else rate, **{**self.settings, **more})
+
+    def precise(self, **more):
+        """With all products in float32, in which they do not depend on how many are stacked."""
+        own = inspect.signature(getattr(jl, self.name)).parameters
+        return self.rule(**({"ns_dtype": "float32"} if "ns_dtype" in own else {}), **more)
 
     def oracle(self, grads, start):
         more = {}

@@ -17,7 +17,7 @@ from .cases import ROLES, RULES, every_rule, gradients, params
 P = PartitionSpec
 MESHES = {"8": {"data": 8}, "4x2": {"data": 4, "model": 2}, "2x2x2": {"data": 2, "fsdp": 2, "model": 2}}
 _STEPS = 3
-_EXACT = {"muon"}  # others reduce over rows: a compiler orders sums by how many matrices are stacked
+_EXACT = {"muon"}  # others reduce over rows: a compiler orders sums by how many are stacked
 
 
 def _specs(layout, mesh):
@@ -60,14 +60,15 @@ def _trained(rule, tree, grads, context=contextlib.nullcontext):
     return seen, updates
 
 
-def _compared(case, got, expected):
+def _compared(case, got, expected, *, divided=False):
+    """To the bit, but where momentum is `divided` by `zero`: compilers round a * b + c once or twice."""
     for a, b in zip(got, expected, strict=True):
         for k in a:
-            if case.name in _EXACT and k not in ("bias", "embed"):
+            if case.name in _EXACT and not divided and k not in ("bias", "embed"):
                 assert np.array_equal(a[k], b[k]), k
             else:
                 # SOAP's first bases have directions that rounding chooses, where gradients are of low rank
-                close = 1e-5 if case.name == "soap" else 1e-6
+                close = 3e-5 if case.name == "soap" else 1e-6
                 np.testing.assert_allclose(a[k], b[k], rtol=1e-4, atol=close, err_msg=k)
 
 
@@ -78,7 +79,7 @@ def alone():
 
     def of(case):
         if case.name not in found:
-            found[case.name] = _trained(case.rule(roles=ROLES), params(), gradients(params(), _STEPS))[0]
+            found[case.name] = _trained(case.precise(roles=ROLES), params(), gradients(params(), _STEPS))[0]
         return found[case.name]
 
     return of
@@ -122,7 +123,7 @@ def test_on_a_mesh(place, case, alone):
     sizes, kind = MESHES[sizes], AxisType[kind]
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
     shardings = {k: NamedSharding(mesh, s) for k, s in _specs(layout, sizes).items()}
-    rule = case.rule(roles=ROLES)
+    rule = case.precise(roles=ROLES)
     if around == "zero":
         rule = jl.zero(rule, mesh, next(iter(sizes)), min_bytes=0)
     tree = jax.device_put(params(), shardings)
@@ -133,7 +134,7 @@ def test_on_a_mesh(place, case, alone):
         else contextlib.nullcontext
     )
     got, updates = _trained(rule, tree, grads, context)
-    _compared(case, got, alone(case))
+    _compared(case, got, alone(case), divided=around == "zero")
     assert all(updates[k].sharding.is_equivalent_to(shardings[k], updates[k].ndim) for k in updates)
 
 
@@ -143,7 +144,7 @@ def test_on_a_mesh(place, case, alone):
 )
 @every_rule
 def test_zero_in_a_mapped_axis(case, way, min_bytes, alone):
-    rule = jl.zero(case.rule(roles=ROLES), axis_name="data", min_bytes=min_bytes)
+    rule = jl.zero(case.precise(roles=ROLES), axis_name="data", min_bytes=min_bytes)
 
     def trained(tree, grads):
         state, seen = rule.init(tree), []
@@ -163,12 +164,12 @@ def test_zero_in_a_mapped_axis(case, way, min_bytes, alone):
         made = jax.jit(jax.shard_map(trained, mesh=mesh, in_specs=P(), out_specs=P(), **typed))(
             params(), grads
         )
-    _compared(case, [jax.tree.map(np.asarray, x) for x in made], alone(case))
+    _compared(case, [jax.tree.map(np.asarray, x) for x in made], alone(case), divided=True)
 
 
 @every_rule
 def test_owners_of_a_mapped_axis_share_the_work_without_zero(case, alone):
-    rule = case.rule(roles=ROLES, owners="data")
+    rule = case.precise(roles=ROLES, owners="data")
 
     def first(tree, grads):
         return rule.update(grads, rule.init(tree), tree)[0]
@@ -183,7 +184,7 @@ def test_stacks_that_do_not_divide(layers):
         f"l{n}": jnp.asarray(np.random.default_rng(n).normal(size=(16, 8)), jnp.float32)
         for n in range(layers)
     }
-    rule = jl.muon(0.1)
+    rule = jl.muon(0.1, ns_dtype="float32")  # by Gram matrices
     expected, _ = jax.jit(rule.update)(tree, rule.init(tree), tree)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spread = jax.device_put(tree, NamedSharding(mesh, P("data")))

@@ -9,7 +9,7 @@ import pytest
 import jaxopt_large as jl
 
 from ..catalog import in_turn
-from . import oracles
+from . import oracles, torch_peer
 from .cases import CASES, ROLES, RULES, every_rule, gradients, leaf, params
 
 _STEPS = 50
@@ -71,14 +71,15 @@ def test_odd_gradients_in_low_precision_stay_finite(case, kind, dtype):
 _BANDS = {"keller": (0.47, 1.20), "polar_express": (0.86, 1.14)}
 
 
+@pytest.mark.parametrize("columns", [64, 192])  # directly, and by Gram matrices
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", _BANDS)
-def test_singular_values_end_in_the_published_bands(name, dtype):
+def test_singular_values_end_in_the_published_bands(name, dtype, columns):
     """From 1e-3 of the norm on; half precision moves them by its rounding."""
     r = np.random.default_rng(4)
     low, high = _BANDS[name]
     slack = 0.0 if dtype == "float32" else 0.03
-    u, _, vt = np.linalg.svd(r.normal(size=(48, 64)), full_matrices=False)
+    u, _, vt = np.linalg.svd(r.normal(size=(48, columns)), full_matrices=False)
     given = np.geomspace(3e-3, 1.0, 48)
     rule = jl.orthogonalize(name, ns_dtype=dtype)
     g = jnp.asarray((u * given) @ vt, jnp.float32)
@@ -169,20 +170,19 @@ def test_a_non_finite_gradient_touches_no_other_matrix(case, bad):
     assert all(np.isfinite(x).all() for path, x in kept if "again" in str(path))
 
 
-def test_muon_equals_torch():
+@pytest.mark.parametrize(("ours", "theirs"), [("keller", "original"), ("moonlight", "match_rms_adamw")])
+def test_muon_equals_torch(ours, theirs):
     """With torch's coefficients and scales; torch works in bfloat16 with its own roundings."""
-    torch = pytest.importorskip("torch")
-    r = np.random.default_rng(8)
-    start, grads = r.normal(size=(6, 10)), r.normal(size=(20, 6, 10))
-    for ours, theirs in (("keller", "original"), ("moonlight", "match_rms_adamw")):
-        weight = torch.nn.Parameter(torch.tensor(start.T, dtype=torch.float32))  # [out, in]
-        peer = torch.optim.Muon([weight], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs)
-        rule = jl.muon(0.02, weight_decay=0.1, scale=ours)
-        got = _run(rule, jnp.asarray(start, jnp.float32), jnp.asarray(grads, jnp.float32))[-1]
-        for g in grads:
-            weight.grad = torch.tensor(g.T, dtype=torch.float32)
-            peer.step()
-        np.testing.assert_allclose(got, weight.detach().numpy().T, atol=20 * 0.02 * 0.02)
+    start, grads = torch_peer.problem()
+    rule = jl.muon(torch_peer.RATE, weight_decay=torch_peer.DECAY, scale=ours)
+    got = _run(rule, jnp.asarray(start, jnp.float32), jnp.asarray(grads, jnp.float32))[-1]
+    np.testing.assert_allclose(got, torch_peer.recorded()[theirs], atol=len(grads) * torch_peer.RATE * 0.02)
+
+
+def test_what_is_recorded_of_torch_is_what_it_does():
+    pytest.importorskip("torch")
+    for theirs, weights in torch_peer.recorded().items():
+        np.testing.assert_allclose(torch_peer.trained(theirs), weights, atol=1e-3)
 
 
 def test_other_leaves_go_to_adamw_at_their_ratio():

@@ -99,7 +99,7 @@ def test_muon_in_int8_with_rounded_parameters_takes_3_1_bytes():
 def test_the_same_codes_on_any_mesh(case):
     """Stored, divided, and worked on by their owners."""
     tree, grads = _large(), gradients(_large(), 3)
-    make = lambda: jl.stored(case.rule(), mu=jl.int8())  # noqa: E731
+    make = lambda: jl.stored(case.precise(), mu=jl.int8())  # noqa: E731
     want, _ = _steps(make(), tree, grads)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, P("data"))
@@ -174,7 +174,7 @@ def test_explain_says_who_works_on_what():
     assert {rows["l0"].group, rows["stack"].group, rows["own"].group} == {"64x128", "32x32"}
     assert rows["l0"].waste == pytest.approx(1 - 10 / 16)
     assert rows["own"].waste == 0.0
-    assert rows["l0"].flops == 5 * (4 * 64 * 64 * 128 + 2 * 64**3)
+    assert rows["l0"].flops == 8 * 64 * 64 * 128 + 28 * 64**3
     assert "matrices" in found.to_json()
     text = str(found)
     assert "layers in out" in text
@@ -198,6 +198,6 @@ def test_one_program_for_each_group_however_many_leaves(layers, most):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         numbers = jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(), tree)
         theirs = lowered(optax.contrib.scale_by_muon(weight_dimension_numbers=numbers))
-    assert ours.as_text().count("stablehlo.dot_general") <= 15 * len(shapes)
+    assert ours.as_text().count("stablehlo.dot_general") <= 18 * len(shapes)
     lines = [len(x.compile().as_text().splitlines()) for x in (ours, theirs)]
     assert lines[0] <= most * lines[1], lines
