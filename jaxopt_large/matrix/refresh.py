@@ -1,4 +1,4 @@
-"""When roots and bases are computed anew: all at once, or a share of the blocks in each step."""
+"""When roots and bases are computed anew: all at once, or a share of all blocks in each step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,21 +19,20 @@ class Refresh(NamedTuple):
     every: int
     staggered: bool
 
-    def is_due(self, number: Int[Array, ""], matrices: int, blocks: int) -> Bool[Array, " k"]:
+    def is_due(self, step: Int[Array, ""], numbers: Array | None, matrices: int, blocks: int) -> Any:
         """For each block of stacked matrices: is it due in this step, or is this the first step?
 
         Args:
-          number: of the step, from 1.
-          matrices: in the stack.
-          blocks: of each.
+          step: its number, from 1.
+          numbers: those of the matrices [k], where turns are taken.
+          matrices: k.
+          blocks: of each matrix.
         """
-        phase = (
-            jnp.arange(blocks, dtype=jnp.int32) % self.every
-            if self.staggered
-            else jnp.zeros(blocks, jnp.int32)
-        )
-        due = (number == 1) | ((number + phase) % self.every == 0)
-        return jnp.tile(due, matrices)
+        phase = jnp.zeros(matrices * blocks, jnp.int32)
+        if numbers is not None:  # the same on any devices
+            first = blocks * numbers.reshape(-1).astype(jnp.int32)
+            phase = (first[:, None] + jnp.arange(blocks, dtype=jnp.int32)[None]).reshape(-1)
+        return (step == 1) | ((step + phase) % self.every == 0)
 
     def run(self, due: Bool[Array, " k"], work: Callable[[Any], Any], blocks: Any) -> Any:
         """`work` of the blocks that are due; the others stay.

@@ -1,6 +1,7 @@
 """Stages that see whole matrices, and the arrays that a state keeps for each."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,7 +60,8 @@ class MatrixStage(Stage):
 class MatrixField(LeafField):
     """A field with an array for each matrix of a leaf; `shape` is of that array, given the matrix's.
 
-    `value` may also be a function: the field's shape -> what it begins with.
+    `value` may also be a function: (the field's shape, how many matrices are in the leaves before) -> what it
+    begins with.
 
     Attributes:
       matrices: which tells how leaves are read.
@@ -74,16 +76,20 @@ class MatrixField(LeafField):
         keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
         plan = self.matrices.plan(who, params)
         team = team_of(who, plan)
-        return treedef.unflatten(
-            [self._stack(leaf, key, x, plan, team) for leaf, (key, x) in zip(plan.leaves, keyed, strict=True)]
-        )
+        stacks, before = [], 0
+        for leaf, (key, x) in zip(plan.leaves, keyed, strict=True):
+            stacks.append(self._stack(leaf, key, x, plan, team, before))
+            before += leaf.matrices
+        return treedef.unflatten(stacks)
 
-    def _stack(self, leaf: MatrixLeaf, key: Any, param: Array, plan: MatrixPlan, team: Team) -> Array:
+    def _stack(
+        self, leaf: MatrixLeaf, key: Any, param: Array, plan: MatrixPlan, team: Team, before: int
+    ) -> Array:
         like = spread_of(leaf, key, param, leaf.view, plan, team)
         spread = field_spread(self.whole(leaf), self.each(leaf.view), leaf.view, like, team)
         dtype = self.dtype_for(param)
         if callable(self.value):
-            stack = self.value(spread.shape).astype(dtype)
+            stack = self.value(spread.shape, before).astype(dtype)
         else:
             stack = jnp.full(spread.shape, self.value, dtype)
         if plan.mesh is None:
@@ -111,6 +117,15 @@ def of_each(
 ) -> Any:
     """`value` for each matrix, in a shape made of the matrix's."""
     return MatrixField(value, dtype, real, shape)
+
+
+def numbers() -> Any:
+    """Each matrix' number among all."""
+
+    def counted(shape: tuple[int, ...], before: int) -> Array:
+        return before + jnp.arange(math.prod(shape)).reshape(shape)
+
+    return of_each(lambda matrix: (), counted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,7 @@ def scale_by_dion(
     begun = named_call(first, "dion_basis", (who, seed), told, static_argnums=(0,))
     fields = {
         "mu": zeros(mu_dtype),
-        "basis": of_each(lambda matrix: (matrix[1], rank_of(*matrix)), begun),
+        "basis": of_each(lambda matrix: (matrix[1], rank_of(*matrix)), lambda shape, before: begun(shape)),
     }
     stage = matrix_stage(
         step,

@@ -29,7 +29,7 @@ from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.refresh import Refresh
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import inverse_root, product
-from ..matrix.stage import matrix_stage, of_each
+from ..matrix.stage import matrix_stage, numbers, of_each
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule
 from .weight_decay import add_decayed_weights
@@ -52,6 +52,7 @@ class ScaleByShampooState(NamedTuple):
     left_root: Updates  # its inverse root, float32
     right_root: Updates  # likewise
     failures: Updates  # roots that were not found, of each block
+    numbers: Updates | None  # of the matrices, which take turns where refreshes are staggered
 
 
 class _Shared(NamedTuple):
@@ -109,7 +110,7 @@ def scale_by_shampoo(
         mu = ema(kept.mu, g, d1)
         mean = mu / shared.mu
         blocks, made = stacked(cut.split(g)), stacked(cut.split(mean))
-        due = schedule.is_due(shared.number, len(g), cut.total)
+        due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total)
         sides_of = _sides(kept)
         if cut.left:
             sides_of["left"] = side(sides_of["left"], product(blocks, blocks.mT), blocks, power, due, shared)
@@ -154,6 +155,7 @@ def scale_by_shampoo(
         "left_root": factor("left"),
         "right_root": factor("right"),
         "failures": of_each(lambda matrix: (cut_of(*matrix).total, 2)),
+        "numbers": numbers() if staggered else None,
     }
     stage = matrix_stage(
         step,
@@ -222,7 +224,7 @@ def shampoo(
       exponent: $p$; by default 4 with both factors, 2 with one.
       graft: what gives the update its norm: "adam", "sgd" (the momentum) or "none".
       refresh: steps from one refresh of the roots to the next.
-      staggered: refresh a share of a matrix' blocks in each step, in the place of all of them in some.
+      staggered: refresh a share of all blocks in each step, in the place of all of them in some.
       block: the longest side of a block; by default 512. A side without a divisor near it has no factor.
       cautious: decay only where the step goes towards 0 anyway.
       roles: glob -> role, see `muon`, as all others.

@@ -26,9 +26,10 @@ from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
+from ..matrix.refresh import Refresh
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import first_basis, product, refreshed_basis, values_along
-from ..matrix.stage import matrix_stage, of_each
+from ..matrix.stage import matrix_stage, numbers, of_each
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule
 from .weight_decay import add_decayed_weights
@@ -50,6 +51,7 @@ class ScaleBySoapState(NamedTuple):
     right: Updates  # mean of G^T G, float32
     left_basis: Updates  # its eigenvectors, in columns, float32
     right_basis: Updates  # likewise
+    numbers: Updates | None  # of the matrices, which take turns where refreshes are staggered
 
 
 class _Shared(NamedTuple):
@@ -78,6 +80,7 @@ def scale_by_soap(
     *,
     factor_decay: Decay | None = None,
     refresh: Count = 10,
+    staggered: bool = False,
     block: Count | None = None,
     roles: Roles = None,
     other_leaves: Glob = OTHER_LEAVES,
@@ -86,6 +89,7 @@ def scale_by_soap(
     r"""The direction of SOAP, see `soap`; every leaf must be a matrix."""
     who = "scale_by_soap"
     d1, d2 = as_decay(b1), as_decay(b2)
+    schedule = Refresh(refresh, staggered)
     d3 = d2 if factor_decay is None else as_decay(factor_decay)
 
     def shared(kept: ScaleBySoapState) -> _Shared:
@@ -105,8 +109,8 @@ def scale_by_soap(
         root = plus(jnp.sqrt(nu / shared.nu), eps)
         made = _out_of(cut, bases, divide(_into(cut, bases, means) / shared.mu, root, eps))
         bases = jax.lax.cond(shared.number > 1, lambda b: _moved(cut, b, blocks, d3), lambda b: b, bases)
-        due = (shared.number > 1) & (shared.number % refresh == 0)
-        bases, nu = jax.lax.cond(due, lambda x: _refreshed(cut, *x), lambda x: x, (bases, nu))
+        due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total) & (shared.number > 1)
+        bases, nu = schedule.run(due, lambda x: _refreshed(cut, *x), (bases, nu))
         new = {name: x.reshape(y.shape) for name, x, y in zip(_Bases._fields, bases, old, strict=True)}
         return cut.joined(made), kept._replace(mu=mu, nu=cut.joined(nu), **new)
 
@@ -122,6 +126,7 @@ def scale_by_soap(
         "right": right,
         "left_basis": left,
         "right_basis": right,
+        "numbers": numbers() if staggered else None,
     }
     stage = matrix_stage(
         step,
@@ -148,6 +153,7 @@ def soap(
     *,
     factor_decay: Decay | None = None,
     refresh: Count = 10,
+    staggered: bool = False,
     block: Count | None = None,
     cautious: bool = False,
     roles: Roles = None,
@@ -180,6 +186,7 @@ def soap(
       mu_dtype: floating dtype of `mu`.
       factor_decay: $b_3$ in [0, 1); by default $b_2$.
       refresh: steps from one refresh of the bases to the next.
+      staggered: refresh a share of all blocks in each step, in the place of all of them in some.
       block: the longest side of a block; by default 512. A side without a divisor near it has no factor.
       cautious: decay only where the step goes towards 0 anyway.
       roles: glob -> role, see `muon`, as all others.
@@ -206,6 +213,7 @@ def soap(
         mu_dtype,
         factor_decay=factor_decay,
         refresh=refresh,
+        staggered=staggered,
         block=block,
         roles=roles,
         other_leaves=other_leaves,

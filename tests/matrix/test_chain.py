@@ -195,16 +195,34 @@ def test_factors_take_what_explain_says(name):
     assert sum(rows) == factors
 
 
-def test_staggered_blocks_are_refreshed_in_turn():
-    tree = {"w": leaf(0, 16, 16)}
-    rule = jl.scale_by_shampoo(block=8, refresh=4, staggered=True)
-    state, changed = rule.init(tree), []
-    for g in gradients(tree, 9):
-        before = state.left_root["w"]
-        _, state = rule.update(g, state, tree)
-        changed.append([n for n in range(4) if not np.array_equal(before[n], state.left_root["w"][n])])
-    assert changed[0] == [0, 1, 2, 3]
-    assert changed[4:8] == [[3], [2], [1], [0]]
+@pytest.mark.parametrize(("name", "field"), [("shampoo", "left_root"), ("soap", "left_basis")])
+def test_staggered_blocks_are_refreshed_in_turn(name, field):
+    """Of one matrix, of a stack and of several leaves, one after the other, on any devices."""
+    tree = {"a": leaf(0, 16, 16), "stack": leaf(1, 3, 8, 8), "w": leaf(2, 8, 8)}
+    rule = getattr(jl, f"scale_by_{name}")(
+        block=8, refresh=4, staggered=True, roles={"stack": "layers in out"}
+    )
+
+    def blocks(state):
+        return np.concatenate([np.asarray(x).reshape(-1, 8, 8) for x in getattr(state, field).values()])
+
+    def refreshed(tree):
+        state, changed = rule.init(tree), []
+        update = jax.jit(rule.update)
+        for g in gradients(tree, 9):
+            before = blocks(state)
+            _, state = update(g, state, tree)
+            changed.append(
+                [n for n, (x, y) in enumerate(zip(before, blocks(state))) if not np.array_equal(x, y)]
+            )
+        return changed
+
+    changed = refreshed(tree)
+    assert changed[0] == list(range(8))
+    assert changed[4:8] == [[3, 6], [2, 5], [1, 4], [0, 7]]  # a block of the first leaf, and another matrix
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    places = {"a": PartitionSpec("data"), "stack": PartitionSpec(None, "data"), "w": PartitionSpec()}
+    assert refreshed(jax.device_put(tree, {k: NamedSharding(mesh, s) for k, s in places.items()})) == changed
 
 
 def test_configurations_name_roles_and_the_rule_of_other_leaves():
