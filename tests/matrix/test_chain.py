@@ -213,7 +213,11 @@ def test_staggered_blocks_are_refreshed_in_turn(name, field):
             before = blocks(state)
             _, state = update(g, state, tree)
             changed.append(
-                [n for n, (x, y) in enumerate(zip(before, blocks(state))) if not np.array_equal(x, y)]
+                [
+                    n
+                    for n, (x, y) in enumerate(zip(before, blocks(state), strict=True))
+                    if not np.array_equal(x, y)
+                ]
             )
         return changed
 
