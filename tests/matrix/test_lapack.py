@@ -30,3 +30,24 @@ def test_each_matrix_by_itself():
         for n in range(3):
             alone = of(lapack.orthonormal)(x[n : n + 1])
             np.testing.assert_allclose(of(lapack.orthonormal)(x)[n], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", ["well apart", "nearly dependent", "dependent", "zero column", "of all sizes"]
+)
+def test_what_accelerators_do_is_orthonormal_too(kind):
+    """And spans the same spaces: x is q times an upper triangular matrix."""
+    x = np.asarray(leaf(1, 2, 12, 6))
+    change = {
+        "well apart": lambda: None,
+        "nearly dependent": lambda: x[0].__setitem__((slice(None), 3), x[0, :, 2] * (1 + 1e-5 * x[0, :, 1])),
+        "dependent": lambda: x[0].__setitem__((slice(None), 3), x[0, :, 2]),
+        "zero column": lambda: x[0].__setitem__((slice(None), 3), 0.0),
+        "of all sizes": lambda: x.__imul__(np.geomspace(1e-15, 1e15, 6, dtype=np.float32)),
+    }
+    x = x.copy()
+    change[kind]()
+    q = np.asarray(jax.jit(lapack.by_cholesky)(x))
+    np.testing.assert_allclose(q.mT @ q, np.broadcast_to(np.eye(6), (2, 6, 6)), atol=1e-5)
+    upper = q.mT @ (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30))
+    np.testing.assert_allclose(np.tril(upper, -1), 0.0, atol=1e-5)
