@@ -38,3 +38,20 @@ def test_each_matrix_travels_once_there_and_once_back(sizes):
     share = sum(x.size for x in jax.tree.leaves(params)) * 4 / 64
     # two trips; there are 32 of the larger matrices for 64 chips, so that half of what they take is padding
     assert found.bytes() <= 2 * share * 1.35, found
+
+
+@pytest.mark.parametrize("name", ["soap", "dion", "kron"])
+def test_bases_are_made_where_the_matrices_are(name):
+    """Cholesky QR, reflections where it does not hold, and triangular inverses: no device asks another."""
+    devices = topologies.get_topology_desc("v5e:2x4", platform="tpu").devices
+    mesh = Mesh(np.array(devices).reshape(8), ("x",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    params = {f"l{n}": jax.ShapeDtypeStruct((128, 256), jnp.float32, sharding=sharding) for n in range(8)}
+    rule = getattr(jl, f"scale_by_{name}")()
+    state = jl.abstract_state(rule, params)
+    found = jl.plan.collectives(jax.jit(rule.update).lower(params, state, params).compile())
+    assert found
+    assert len(found.inside_loops()) == 0, found
+    assert {row.kind for row in found} <= {"all-to-all", "all-gather"}, (
+        found
+    )  # what is small is whole everywhere
