@@ -33,14 +33,15 @@ def inverse_root(
     Args:
       a: symmetric, not negative.
       power: $p$, a whole number.
-      eps: $\epsilon$, what is added to the diagonal, relative to the norm.
+      eps: $\epsilon$, what is added to the diagonal, relative to the norm; the dtype's own at least, under which
+        rounding alone makes eigenvalues negative.
 
     Returns:
       The roots, and for each whether it is one: finite, with a small residual. A factor of zeros has none.
 
     Source: Guo and Higham 2006, "A Schur-Newton method for the matrix p-th root and its inverse", section 3.
     """
-    p = int(power)
+    p, eps = int(power), max(eps, float(jnp.finfo(a.dtype).eps))
     identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     norm = frobenius(a)
     known = norm > 0

@@ -169,6 +169,16 @@ def test_a_failed_root_is_survived_and_counted():
     assert all(np.isfinite(u).all() for u in updates.values())
 
 
+@pytest.mark.parametrize("ridge", [1e-12, 1e-8])
+def test_a_ridge_under_the_rounding_still_has_roots(ridge):
+    rule, tree = jl.scale_by_shampoo(ridge=ridge, refresh=1), {"w": leaf(0, 8, 12)}
+    state, g = rule.init(tree), {"w": jnp.outer(leaf(1, 8), leaf(2, 12))}  # of rank 1
+    for _ in range(3):
+        updates, state = rule.update(g, state, tree)
+    assert state.failures["w"].tolist() == [[0.0, 0.0]]
+    assert np.isfinite(updates["w"]).all()
+
+
 def test_the_second_moment_of_soap_moves_in_every_step():
     rule, tree = jl.scale_by_soap(refresh=5), {"w": leaf(0, 8, 12)}
     state = rule.init(tree)

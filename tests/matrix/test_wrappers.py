@@ -152,6 +152,18 @@ def test_structure_is_fixed_by_init_and_a_step_compiles_once(case):
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
 
 
+@every_rule
+def test_optax_maps_over_what_is_like_the_parameters(case):
+    rule = case.rule(roles=ROLES)
+    state = rule.init(params())
+    mapped = optax.tree_map_params(rule, lambda x: x + 7, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    keyed = jax.tree_util.tree_flatten_with_path(mapped)[0]
+    moments = [x for path, x in keyed if any(getattr(k, "name", "") == "mu" for k in path)]
+    assert len(moments) == len(params())
+    assert all(np.array_equal(x, jnp.full_like(x, 7)) for x in moments)
+
+
 def test_explain_says_who_works_on_what():
     mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
