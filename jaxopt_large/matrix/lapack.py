@@ -13,6 +13,7 @@ from jaxtyping import Array, Inexact
 
 from .._numerics import abs_square, divide
 from ..tracing.by_platform import by_platform
+from .norms import over_largest
 
 __all__ = ["by_cholesky", "largest_singular_values", "orthonormal", "upper_inverse"]
 
@@ -29,19 +30,23 @@ def orthonormal(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
 def by_cholesky(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
     r"""`orthonormal` by Cholesky QR, twice: $L L^* = X^* X$, $X \leftarrow X L^{-*}$.
 
-    Columns are brought to norm 1 first. Where they depend on each other so much that what is made is not
-    orthonormal, Householder's reflections are taken for all.
+    Columns are brought to norm 1 first. Matrices in which they depend on each other so much that what is made
+    is not orthonormal have Householder's reflections.
 
     Source: Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm".
     """
-    norms = jnp.sqrt(jnp.sum(abs_square(x), axis=1, keepdims=True))
-    q = divide(x, jnp.broadcast_to(norms, x.shape))
+    identity = jnp.eye(*x.shape[1:], dtype=x.dtype)[None]
+    unit = over_largest(x)[0]
+    norms = jnp.sqrt(jnp.sum(abs_square(unit), axis=1, keepdims=True))
+    q = divide(unit, jnp.broadcast_to(norms, x.shape))
+    q = jnp.where(jnp.any(x != 0, axis=(1, 2), keepdims=True), q, identity)  # what pads stacks is no case
     for _ in range(2):
         lower = jnp.linalg.cholesky(_gram(q), symmetrize_input=False)
         q = jax.lax.linalg.triangular_solve(lower, q, lower=True, transpose_a=True, conjugate_a=True)
-    error = jnp.max(jnp.abs(_gram(q) - jnp.eye(x.shape[-1], dtype=x.dtype)[None]))
-    holds = error < 100 * float(jnp.finfo(x.dtype).eps)  # not so of NaN, where a Gram matrix has no factor
-    return jax.lax.cond(holds, lambda: q, lambda: _reflected(x))
+    error = jnp.abs(_gram(q) - jnp.eye(x.shape[-1], dtype=x.dtype)[None])
+    # not so of NaN, where a Gram matrix has no factor
+    holds = jnp.max(error, axis=(1, 2), keepdims=True) < 30 * float(jnp.finfo(x.dtype).eps)
+    return jax.lax.cond(jnp.all(holds), lambda: q, lambda: jnp.where(holds, q, _reflected(x)))
 
 
 def _reflected(x: Array) -> Array:
@@ -70,7 +75,9 @@ def upper_inverse(x: Inexact[Array, "k n n"]) -> Inexact[Array, "k n n"]:
 def _each(
     work: Callable[[Array], Array], x: Array, elsewhere: Callable[[Array], Array] | None = None
 ) -> Array:
+    one = jax.custom_batching.sequential_vmap(work)  # nor does vmap make batches of them
+
     def one_by_one(x: Array) -> Array:
-        return work(x[0])[None] if len(x) == 1 else jax.lax.map(work, x)
+        return one(x[0])[None] if len(x) == 1 else jax.lax.map(one, x)
 
     return by_platform(elsewhere or work, {"cpu": one_by_one}, x)

@@ -4,7 +4,7 @@ With $X_0 = G / (\\lVert G \\rVert_F + \\epsilon)$, no more rows than columns, a
 
 $$A = X X^*, \\qquad X \\leftarrow a X + (b A + c A^2) X$$
 
-the singular vectors stay, and all singular values move towards 1. Where there are at least half as many
+the singular vectors stay, and all singular values move towards 1. Where there are more than half as many
 columns again as rows, the same polynomials of $A$ alone take fewer operations:
 
 $$Q = a I + b A + c A^2, \\qquad P \\leftarrow Q P, \\qquad A \\leftarrow Q A Q, \\qquad X \\leftarrow P X$$
@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._numerics import accumulation_dtype, divide, times
+from .._numerics import accumulation_dtype, times
 from .lapack import largest_singular_values
-from .norms import frobenius
+from .norms import inverse, over_largest, root_of_squares
 
 __all__ = ["COEFFICIENTS", "PRECONDITIONINGS", "Coefficients", "flops", "orthogonalized"]
 
@@ -80,14 +80,12 @@ def orthogonalized(
         return orthogonalized(x.mT, coefficients, steps, eps, preconditioning, dtype).mT
     x = jax.lax.optimization_barrier(x)  # how others want it to lie orders no sum here
     # squares of what is small or large are out of range
-    largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
+    unit, largest = over_largest(x)
+    scale = inverse(largest)
     prepare = PRECONDITIONINGS[preconditioning]
     rows = [coefficients.rows[min(i, len(coefficients.rows) - 1)] for i in range(steps)]
-    unit = _over(x, largest)
-    made, gram = prepare(
-        unit, lambda power: _over(jnp.full_like(largest, eps), largest**power), coefficients.margin, dtype
-    )
-    iterated = _by_gram if _gram_is_cheaper(*x.shape[1:], steps) else _directly
+    made, gram = prepare(unit, eps * scale, eps**0.5 * scale, coefficients.margin, dtype)
+    iterated = _by_gram if _gram_is_cheaper(x.shape[1], x.shape[2], steps) else _directly
     return jax.lax.optimization_barrier(iterated(made, rows, gram).astype(x.dtype))
 
 
@@ -148,36 +146,38 @@ def _flops_by_gram(rows: int, columns: int, steps: int) -> float:
 # --- the first iterate -------------------------------------------------------------------------------
 
 _Prepared = tuple[Array, Any]  # the first iterate, and its Gram matrix where it is known
-_Eps = Callable[[int], Array]  # eps as it meets powers of a matrix whose largest entry is 1
+# Of matrices whose largest entry is 1; `eps` and its root are divided by what that was before.
 
 
-def _by_norm(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
-    norm = frobenius(x)
-    return _rounded(_over(x, margin * norm + eps(1)), dtype), None
+def _by_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
+    del root
+    return _rounded(times(inverse(margin * root_of_squares(x) + eps), x), dtype), None
 
 
-def _by_spectral_norm(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
+def _by_spectral_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
+    del root
     norm = largest_singular_values(x)[:, None, None]
-    return _rounded(_over(x, margin * norm + eps(1)), dtype), None
+    return _rounded(times(inverse(margin * norm + eps), x), dtype), None
 
 
-def _by_rows(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
+def _by_rows(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
     """Almost orthogonal layers (Boissin et al. 2025, arXiv:2512.04632)."""
+    del eps
     gram = _product(x, _adjoint(x))
     sums = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(margin**2 * jnp.maximum(sums, eps(2)))
+    scale = inverse(margin * jnp.maximum(jnp.sqrt(sums), root))
     return _rounded(times(scale, x), dtype), _rounded(times(scale * scale.mT, gram), dtype)
 
 
-def _by_schatten_norm(x: Array, eps: _Eps, margin: float, dtype: Any) -> _Prepared:
+def _by_schatten_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
     """The Schatten-4 norm (Grishina et al. 2025, arXiv:2506.10935)."""
+    del eps
     gram = _product(x, _adjoint(x))
-    norm = frobenius(gram)
-    scale = jax.lax.rsqrt(margin**2 * jnp.maximum(norm, eps(2)))
+    scale = inverse(margin * jnp.maximum(jnp.sqrt(root_of_squares(gram)), root))
     return _rounded(times(scale, x), dtype), _rounded(times(scale * scale, gram), dtype)
 
 
-PRECONDITIONINGS: dict[str, Callable[[Array, _Eps, float, Any], _Prepared]] = {
+PRECONDITIONINGS: dict[str, Callable[[Array, Array, Array, float, Any], _Prepared]] = {
     "frobenius": _by_norm,
     "spectral": _by_spectral_norm,
     "aol": _by_rows,
@@ -209,8 +209,3 @@ def _rounded(x: Array, dtype: Any) -> Array:
         kind = jnp.finfo(dtype)
         x = jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
     return x.astype(dtype)
-
-
-def _over(x: Array, y: Array) -> Array:
-    """By the inverse, as compilers divide by what is one for all, but not whatever is around it."""
-    return times(divide(jnp.ones_like(y), y), x)

@@ -42,14 +42,19 @@ class Refresh(NamedTuple):
           work: from a tree of stacks [k, ...] to one like it.
           blocks: a tree of stacks.
         """
-        if not self.staggered:  # all of them, or none
-            return jax.lax.cond(due[0], work, lambda x: x, blocks)
+        if not self.staggered:  # all of them, or none; or those that begin
+            return jax.lax.cond(jnp.any(due), lambda x: chosen(due, work(x), x), lambda x: x, blocks)
 
         def one(pair: tuple[Array, Any]) -> Any:
             is_due, block = pair
             return jax.lax.cond(is_due, _alone(work), lambda x: x, block)
 
         return jax.lax.map(one, (due, blocks))
+
+
+def chosen(which: Bool[Array, " k"], one: Any, other: Any) -> Any:
+    """Trees of stacks: of those in `which` from one, of the others from the other."""
+    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), one, other)
 
 
 def _alone(work: Callable[[Any], Any]) -> Callable[[Any], Any]:

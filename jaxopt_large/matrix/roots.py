@@ -33,21 +33,21 @@ def inverse_root(
     Args:
       a: symmetric, not negative.
       power: $p$, a whole number.
-      eps: $\epsilon$, what is added to the diagonal, relative to the norm; the dtype's own at least, under which
-        rounding alone makes eigenvalues negative.
+      eps: $\epsilon$, what is added to the diagonal, relative to the norm; the dtype's own at least: under
+        that rounding alone makes eigenvalues negative.
 
     Returns:
       The roots, and for each whether it is one: finite, with a small residual. A factor of zeros has none.
 
     Source: Guo and Higham 2006, "A Schur-Newton method for the matrix p-th root and its inverse", section 3.
     """
-    p, eps = int(power), max(eps, float(jnp.finfo(a.dtype).eps))
+    p, ridge = int(power), jnp.maximum(jnp.asarray(eps, a.dtype), jnp.finfo(a.dtype).eps)
     identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     norm = frobenius(a)
     known = norm > 0
     safe = jnp.where(known, norm, 1.0)
     z = (1.0 + p) / (2.0 * safe)
-    m = z * (a + eps * safe * identity)
+    m = z * (a + ridge * safe * identity)
     h = jnp.power(z, 1.0 / p) * identity
     tolerance = 50 * float(jnp.finfo(a.dtype).eps)
 

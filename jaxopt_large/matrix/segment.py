@@ -106,7 +106,8 @@ class MatrixSegment:
             dtype, _ = dtypes_of(walk.leaves[n].dtype, x, p if with_params else None, own)
             reads, makes = (str(jnp.dtype(way(dtype))) for way in (first.reads, last.makes))
             shape = (view.columns, view.rows) if turned else (view.rows, view.columns)
-            types = tuple(str(a.dtype) for f in own for a in f.values())
+            seen = [p] if with_params else []
+            types = tuple(str(a.dtype) for a in (*seen, *(a for f in own for a in f.values())))
             member = Member(n, (*shape, str(dtype), *types), tuple(spreads))
             factor = 1.0 if last.factor is None else last.factor(view.rows, view.columns)
             items.append(_Item(member, str(dtype), reads, makes, factor))

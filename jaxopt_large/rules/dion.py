@@ -22,10 +22,11 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bounded, complement, divide, like, plus
+from .._numerics import as_decay, bounded, complement, divide, like
 from .._types import Rule, Updates
 from ..leafwise import lift, zeros
 from ..matrix.lapack import orthonormal
+from ..matrix.norms import inverse, over_largest
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
@@ -71,8 +72,11 @@ def scale_by_dion(
         m = kept.mu + bounded(g)
         left = _orthonormal(product(m, kept.basis))
         right = product(m.mT, left)
-        norms = jnp.sqrt(jnp.sum(jnp.square(right), axis=1, keepdims=True))
-        basis = divide(right, jnp.broadcast_to(plus(norms, eps), right.shape), eps)
+        unit, size = over_largest(right)
+        norms = jnp.sqrt(jnp.sum(jnp.square(unit), axis=1, keepdims=True)) + eps * inverse(size)
+        basis = divide(unit, jnp.broadcast_to(norms, unit.shape))
+        seen = jnp.any(m != 0, axis=(1, 2), keepdims=True)  # nothing has no directions
+        basis = jnp.where(seen, basis, kept.basis)
         taken = product(left, right.mT)
         return product(left, basis.mT), kept._replace(mu=m - like(complement(decay), m) * taken, basis=basis)
 
@@ -169,6 +173,5 @@ def dion(
 
 def _orthonormal(x: Array) -> Array:
     """Columns made orthonormal; those of a matrix of zeros are 0."""
-    largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
-    q = orthonormal(divide(x, jnp.broadcast_to(largest, x.shape)))
-    return jnp.where(largest > 0, q, jnp.zeros((), x.dtype))
+    unit, largest = over_largest(x)
+    return jnp.where(largest > 0, orthonormal(unit), jnp.zeros((), x.dtype))

@@ -20,12 +20,14 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, times
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.lapack import upper_inverse
+from ..matrix.norms import inverse, over_largest, root_of_squares
 from ..matrix.plan import MatrixPlan, checked_matrices
+from ..matrix.refresh import chosen
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
 from ..matrix.stage import matrix_stage, of_each
@@ -90,15 +92,20 @@ def scale_by_kron(
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByKronState) -> tuple[Array, Any]:
         del p
         cut = blocks_of(g.shape[1], g.shape[2], block)
-        g = bounded(g)
+        g = bounded(g, cut.rows * cut.columns)
         mu = ema(kept.mu, g, decay)
         blocks, means = (stacked(cut.split(x)) for x in (g, mu / shared.mu))
         old = [getattr(kept, name) for name in _Fit._fields]
         fit = _Fit(*map(stacked, old))
-        fit = jax.lax.cond(shared.number == 1, lambda f: _begun(cut, f, blocks), lambda f: f, fit)
+        fine = _all_finite(blocks) & jnp.any(blocks != 0, axis=(1, 2))
+        unseen = fine & jnp.all(fit.bounds == 0, axis=1)
+        begins = unseen | (shared.number == 1)
+        fit = jax.lax.cond(
+            jnp.any(begins), lambda f: chosen(begins, _begun(cut, f, blocks), f), lambda f: f, fit
+        )
         new = fitted(cut, fit, blocks, factor_rate)
-        fine = jnp.all(jnp.isfinite(blocks), axis=(1, 2)) & (jnp.max(jnp.abs(blocks), axis=(1, 2)) > 0)
-        fit = jax.tree.map(lambda x, y: jnp.where(fine.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, fit)
+        fine &= _all_finite(new.left) & _all_finite(new.right)
+        fit = chosen(fine, new, fit)
         made = _preconditioned(cut, fit, means)
         size = jnp.sqrt(jnp.mean(jnp.square(made), axis=(1, 2), keepdims=True))
         made = made * jnp.where(size > _CLIP, divide(jnp.full_like(size, _CLIP), size), 1.0)
@@ -227,7 +234,7 @@ def _begun(cut: Blocks, fit: _Fit, g: Array) -> _Fit:
 
 def _by_products(cut: Blocks, fit: _Fit, g: Array, rate: Any) -> _Fit:
     """By products of matrices alone, and a turn towards symmetric factors."""
-    made = _preconditioned(cut, fit, g)
+    made = bounded(_preconditioned(cut, fit, g), cut.rows * cut.columns)
     bounds, sides = [], []
     for n, (there, q, squares, mean) in enumerate(
         (
@@ -271,12 +278,16 @@ def _by_triangles(cut: Blocks, fit: _Fit, g: Array, rate: Any) -> _Fit:
 
 def _norm_of(a: Array) -> Array:
     """Of a symmetric matrix, nearly: two power iterations from its longest row."""
+    a, largest = over_largest(a)
     longest = jnp.argmax(jnp.sum(jnp.square(a), axis=2), axis=1)
     x = jnp.take_along_axis(a, longest[:, None, None], axis=1).mT
     for _ in range(2):
-        size = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
-        x = product(a, divide(x, jnp.broadcast_to(size, x.shape)))
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2)))
+        x = product(a, times(inverse(root_of_squares(x)), x))
+    return (largest * root_of_squares(x))[:, 0, 0]
+
+
+def _all_finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x), axis=(1, 2))
 
 
 def _turned(q: Array) -> Array:

@@ -21,9 +21,10 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import abs_square, as_decay, divide, ema, plus
+from .._numerics import abs_square, as_decay, divide, ema, plus, times
 from .._types import Rule, Updates
 from ..leafwise import joined, lift
+from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.stage import matrix_stage, of_each
@@ -85,8 +86,7 @@ def normalize_outputs(
         nu = ema(kept.nu, jnp.mean(squares, axis=1), decay)
         root = jnp.broadcast_to(plus(jnp.sqrt(nu), eps)[:, None, :], u.shape)
         made = divide(u, root, eps)
-        norms = [jnp.sqrt(jnp.sum(x, axis=(1, 2), keepdims=True)) for x in (squares, abs_square(made))]
-        return made * divide(*norms), kept._replace(nu=nu)
+        return times(divide(frobenius(u), frobenius(made)), made), kept._replace(nu=nu)
 
     nu = of_each(lambda shape: shape[1:], real=True)
     return lift(

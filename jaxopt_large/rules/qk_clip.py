@@ -92,6 +92,9 @@ def qk_clip(heads: Mapping[str, Any], threshold: Positive = 100.0, *, power: Pos
             if glob is None or u is None:
                 made.append(u)
                 continue
+            if isinstance(max_logits, Mapping) and glob not in max_logits:
+                wrong = f"max_logits have no {glob!r}"
+                raise ValueError(message(who, wrong, at=path, allowed=listed(list(max_logits))))
             logits = max_logits[glob] if isinstance(max_logits, Mapping) else max_logits
             made.append(_clipped(who, roles[glob], path, u, p, logits, threshold, power))
         return treedef.unflatten(made), state
@@ -108,7 +111,7 @@ def _clipped(
     logits = jnp.asarray(logits, jnp.float32)
     large = (logits > threshold) & jnp.isfinite(logits)  # what is not finite says nothing of the weights
     factor = jnp.where(large, threshold / jnp.where(large, logits, threshold), 1.0) ** power
-    if len(counts) == logits.ndim + 1:  # queries, keys and values: the last stay
+    if len(view.inner_counts) == 2 and len(counts) == logits.ndim + 1:  # queries, keys, values: the last stay
         parts = [factor if n < 2 else jnp.ones_like(factor) for n in range(counts[-2])]
         factor = jnp.stack(parts, axis=-2)
     if factor.shape != counts:

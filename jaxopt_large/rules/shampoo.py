@@ -106,7 +106,7 @@ def scale_by_shampoo(
         del p
         cut = cut_of(*g.shape[1:])
         power = exponent or 2 * (int(cut.left) + int(cut.right))
-        g = bounded(g)
+        g = bounded(g, cut.rows * cut.columns)
         mu = ema(kept.mu, g, d1)
         mean = mu / shared.mu
         blocks, made = stacked(cut.split(g)), stacked(cut.split(mean))
@@ -133,6 +133,7 @@ def scale_by_shampoo(
         """A factor that has seen a gradient, and its root where it is due."""
         fine = jnp.all(jnp.isfinite(g), axis=(1, 2))[:, None, None]  # what is not finite it forgets
         factor = jnp.where(fine, ema(old.factor, squares, d2), old.factor)
+        begins = jnp.all(old.factor == 0, axis=(1, 2)) & jnp.any(factor != 0, axis=(1, 2))
 
         def rooted(side: _Side) -> _Side:
             root, found = inverse_root(side.factor / shared.nu, power, ridge)
@@ -141,7 +142,7 @@ def scale_by_shampoo(
             failed = ~found & jnp.any(side.factor != 0, axis=(1, 2))
             return _Side(side.factor, kept, side.failures + failed.astype(side.failures.dtype))
 
-        return schedule.run(due, rooted, old._replace(factor=factor))
+        return schedule.run(due | begins, rooted, old._replace(factor=factor))
 
     def factor(side: str) -> Any:
         return of_each(lambda matrix: cut_of(*matrix).factor(side))

@@ -1,5 +1,6 @@
 """SOAP: Adam in the eigenbasis of Shampoo's factors (Vyas et al. 2024, arXiv:2409.11321)."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import Refresh
+from ..matrix.refresh import Refresh, chosen
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import first_basis, product, refreshed_basis, values_along
 from ..matrix.stage import matrix_stage, numbers, of_each
@@ -99,16 +100,19 @@ def scale_by_soap(
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleBySoapState) -> tuple[Array, Any]:
         del p
         cut = blocks_of(g.shape[1], g.shape[2], block)
-        g = bounded(g)
+        g = bounded(g, cut.rows * cut.columns)
         mu = ema(kept.mu, g, d1)
         blocks, means, nu = (stacked(cut.split(x)) for x in (g, mu, kept.nu))
         old = [getattr(kept, name) for name in _Bases._fields]
         bases = _Bases(*map(stacked, old))
-        bases = jax.lax.cond(shared.number == 1, lambda b: _begun(cut, b, blocks, d3), lambda b: b, bases)
+        begins = ~_any(bases.left, bases.right) & _any(blocks) & _all_finite(blocks)
+        bases = jax.lax.cond(
+            jnp.any(begins), lambda b: chosen(begins, _begun(cut, b, blocks, d3), b), lambda b: b, bases
+        )
         nu = ema(nu, jnp.square(_into(cut, bases, blocks)), d2)
         root = plus(jnp.sqrt(nu / shared.nu), eps)
         made = _out_of(cut, bases, divide(_into(cut, bases, means) / shared.mu, root, eps))
-        bases = jax.lax.cond(shared.number > 1, lambda b: _moved(cut, b, blocks, d3), lambda b: b, bases)
+        bases = chosen(begins, bases, _moved(cut, bases, blocks, d3))
         due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total) & (shared.number > 1)
         bases, nu = schedule.run(due, lambda x: _refreshed(cut, *x), (bases, nu))
         new = {name: x.reshape(y.shape) for name, x, y in zip(_Bases._fields, bases, old, strict=True)}
@@ -240,7 +244,7 @@ def _out_of(cut: Blocks, bases: _Bases, x: Array) -> Array:
 
 def _moved(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
     """With factors that have seen a gradient; one that is not finite they forget."""
-    fine = jnp.all(jnp.isfinite(g), axis=(1, 2), keepdims=True)
+    fine = _all_finite(g)[:, None, None]
 
     def mean(old: Array, new: Array) -> Array:
         return jnp.where(fine, ema(old, new, decay), old)
@@ -251,7 +255,7 @@ def _moved(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
 
 
 def _begun(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
-    """After the first gradient."""
+    """After the first gradient that is not zero."""
     bases = _moved(cut, bases, g, decay)
     left = first_basis(bases.left) if cut.left else bases.left_basis
     right = first_basis(bases.right) if cut.right else bases.right_basis
@@ -279,7 +283,16 @@ def _order(factor: Array, basis: Array) -> Array:
 
 
 def _finite(new: Array, old: Array) -> Array:
-    return jnp.where(jnp.all(jnp.isfinite(new), axis=(1, 2), keepdims=True), new, old)
+    return chosen(_all_finite(new), new, old)
+
+
+def _any(*stacks: Array) -> Array:
+    """Of stacked blocks: are some entries not 0?"""
+    return functools.reduce(jnp.logical_or, (jnp.any(x != 0, axis=(1, 2)) for x in stacks))
+
+
+def _all_finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x), axis=(1, 2))
 
 
 def _flops(cut: Blocks, refresh: int) -> float:

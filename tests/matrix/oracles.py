@@ -86,13 +86,14 @@ def soap(grads, p, lr, b1=0.95, b2=0.95, eps=1e-8, refresh=10, weight_decay=0.0)
     ql, qr = np.eye(rows), np.eye(columns)
     for t, g in enumerate(grads, start=1):
         m = b1 * m + (1 - b1) * g
-        if t == 1:
+        begins = np.any(g) and not np.any(left)
+        if begins:
             left, right = (1 - b2) * g @ g.T, (1 - b2) * g.T @ g
             for _ in range(8):
                 ql, qr = _refreshed(left, ql), _refreshed(right, qr)
         v = b2 * v + (1 - b2) * _exact(ql.T @ g @ qr) ** 2
         n = (_exact(ql.T @ m @ qr) / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
-        if t > 1:
+        if not begins:
             left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
         p = p - lr * (ql @ n @ qr.T + weight_decay * p)
         if t > 1 and t % refresh == 0:
@@ -132,8 +133,9 @@ def shampoo(
     power = 4 if sides == "both" else 2
     for t, g in enumerate(grads, start=1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        begins = np.any(g) and not np.any(left)
         left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
-        if t == 1 or t % refresh == 0:
+        if begins or t % refresh == 0:
             if sides != "out" and left.any():
                 l_root = _inverse_root(left / (1 - b2**t), power, ridge)
             if sides != "in" and right.any():
@@ -171,7 +173,7 @@ def kron(grads, p, lr, b1=0.9, factor_rate=0.1, form="products", weight_decay=0.
     q = None
     for t, g in enumerate(grads, start=1):
         m = b1 * m + (1 - b1) * g
-        if t == 1:
+        if t == 1 or (np.any(g) and not np.any(bounds)):
             size = np.mean(g**4) ** 0.25
             q = [(size if size else 1.0) ** -0.25 * np.eye(n) for n in (rows, columns)]
         if np.any(g):
@@ -186,7 +188,8 @@ def kron(grads, p, lr, b1=0.9, factor_rate=0.1, form="products", weight_decay=0.
                 a, il, ir = ql @ g @ qr.T, np.linalg.inv(ql), np.linalg.inv(qr)
                 pairs = (a @ a.T, np.sum(ir**2) * il.T @ il), (a.T @ a, np.sum(il**2) * ir.T @ ir)
                 for n, (e, b) in enumerate(pairs):
-                    q[n] = q[n] - factor_rate / _norm_of(e + b) * np.triu(e - b) @ q[n]
+                    bounds[n] = _norm_of(e + b)
+                    q[n] = q[n] - factor_rate / bounds[n] * np.triu(e - b) @ q[n]
         u = q[0].T @ q[0] @ (m / (1 - b1**t)) @ q[1].T @ q[1]
         rms = np.sqrt(np.mean(u**2))
         p = p - lr * (u * min(1.0, 1.1 / rms if rms else 1.0) + weight_decay * p)
@@ -201,7 +204,7 @@ def dion(grads, p, lr, basis, beta=0.95, eps=1e-8, scale="spectral", weight_deca
         x = m @ q
         left = np.linalg.qr(x / np.abs(x).max())[0] if np.any(x) else np.zeros_like(x)
         right = m.T @ left
-        q = right / (np.linalg.norm(right, axis=0) + eps)
+        q = right / (np.linalg.norm(right, axis=0) + eps) if np.any(m) else q
         m = m - (1 - beta) * left @ right.T
         p = p - lr * (SCALES[scale](*p.shape) * left @ q.T + weight_decay * p)
         yield p

@@ -115,6 +115,13 @@ def test_hyperball_keeps_the_norm_of_each_matrix(inner):
         jl.hyperball(3)
 
 
+def test_hyperball_of_two_dtypes():
+    tree = {"a": leaf(0, 4, 6, dtype=jnp.bfloat16), "b": leaf(1, 4, 6)}
+    rule = jl.hyperball(jl.sgd(0.1))
+    updates, _ = rule.update(tree, rule.init(tree), tree)
+    assert {k: u.dtype for k, u in updates.items()} == {"a": jnp.bfloat16, "b": jnp.float32}
+
+
 def test_qk_clip_scales_heads_whose_logits_are_too_large():
     tree = {"q": jnp.ones((2, 4, 6)), "qkv": jnp.ones((4, 18)), "out": jnp.ones((4, 4))}
     rule = optax.chain(
@@ -149,6 +156,11 @@ def test_what_qk_clip_refuses():
         ValueError, match=r"qk_clip: max_logits have shape \(2,\) at q; role .* counts \(3,\)"
     ):
         rule.update(tree, rule.init(tree), tree, max_logits=jnp.ones(2))
+    with pytest.raises(ValueError, match=r"qk_clip: max_logits have no 'q' at q; .*'other'"):
+        rule.update(tree, rule.init(tree), tree, max_logits={"other": jnp.ones(3)})
+    stacked, two = {"q": jnp.ones((4, 1, 2))}, jl.qk_clip({"q": "layers in (2 out)"})
+    with pytest.raises(ValueError, match=r"max_logits have shape \(2,\) at q; role .* counts \(4, 2\)"):
+        two.update(stacked, two.init(stacked), stacked, max_logits=jnp.ones(2))
 
 
 def test_a_failed_root_is_survived_and_counted():

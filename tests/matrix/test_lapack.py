@@ -32,6 +32,23 @@ def test_each_matrix_by_itself():
             np.testing.assert_allclose(of(lapack.orthonormal)(x)[n], alone[0], atol=1e-6)
 
 
+def test_no_matrix_decides_how_another_is_treated():
+    x = leaf(2, 1, 12, 6)
+    want = jax.jit(lapack.by_cholesky)(np.concatenate([x, 2 * x]))[0]
+    for other in (np.zeros_like(x), np.full_like(x, np.nan), leaf(3, 1, 12, 6)):
+        both = jax.jit(lapack.by_cholesky)(np.concatenate([x, other]))
+        assert np.array_equal(both[0], want)
+
+
+def test_vmap_makes_no_batches_of_them():
+    x = leaf(4, 3, 2, 6, 6)
+    made = jax.jit(jax.vmap(lapack.orthonormal))
+    calls = [line for line in made.lower(x).as_text().splitlines() if "lapack" in line]
+    assert calls
+    assert not any("tensor<3x6x6xf32>" in line for line in calls)
+    np.testing.assert_allclose(made(x)[1], lapack.orthonormal(x[1]), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kind", ["well apart", "nearly dependent", "dependent", "zero column", "of all sizes"]
 )

@@ -45,6 +45,17 @@ _ODD = {
 }
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_begins_with_zeros_begins_later(case, x64):
+    """A gradient of zeros, as behind a projection that is zero at first, leaves nothing behind."""
+    r = np.random.default_rng(9)
+    start, grads = r.normal(size=(8, 12)), r.normal(size=(12, 8, 12))
+    grads[:2] = 0
+    got = _run(case.rule(), jnp.asarray(start), jnp.asarray(grads))
+    np.testing.assert_allclose(got, case.oracle(grads, start), rtol=1e-9, atol=1e-9)
+    assert not np.array_equal(got[2], got[1])
+
+
 @in_turn("case", RULES, "kind", list(_ODD))
 def test_odd_gradients_equal_the_paper(case, kind, x64):
     r = np.random.default_rng(2)

@@ -1,5 +1,7 @@
 """Roles: what a leaf is read as, who gets which rule, and what is refused."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large.matrix.roles import Role
 
-from .cases import ROLES, params
+from .cases import ROLES, leaf, params
 
 
 @pytest.mark.parametrize(
@@ -221,11 +223,31 @@ def test_complex_leaves_of_rules_of_real_ones(name):
         getattr(jl, name)(0.1).init({"w": jnp.ones((8, 8), jnp.complex64)})
 
 
-def test_whole_numbers_that_are_injected():
-    rule = optax.inject_hyperparams(jl.muon, static_args=("ns_steps", "ns_coeffs"))(0.1)
-    tree = {"w": jnp.ones((4, 4))}
+@pytest.mark.parametrize("name", ["muon", "normuon", "soap", "shampoo", "kron", "dion", "scion"])
+def test_numbers_that_are_injected(name):
+    static = ("ns_steps", "ns_coeffs", "refresh", "block", "exponent", "rank", "seed", "other_ratio")
+    own = inspect.signature(getattr(jl, name)).parameters
+    fixed = tuple(word for word in static if word in own)
+    rule, plain = optax.inject_hyperparams(getattr(jl, name), static_args=fixed)(0.1), getattr(jl, name)(0.1)
+    tree = {"w": leaf(0, 4, 6)}
     with jax.numpy_dtype_promotion("standard"):
-        updates, _ = rule.update(tree, rule.init(tree), tree)
-        assert updates["w"].shape == (4, 4)
-        with pytest.raises(TypeError, match="Pass static_args='ns_steps' to inject_hyperparams"):
-            optax.inject_hyperparams(jl.muon)(0.1).init(tree)
+        updates, _ = jax.jit(rule.update)(tree, rule.init(tree), tree)
+        expected, _ = jax.jit(plain.update)(tree, plain.init(tree), tree)
+    np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-3, atol=1e-4)
+
+
+def test_whole_numbers_that_are_injected_must_be_static():
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(TypeError, match="Pass static_args='ns_steps' to inject_hyperparams"),
+    ):
+        optax.inject_hyperparams(jl.muon)(0.1).init({"w": jnp.ones((4, 4))})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+def test_complex_matrices_have_complex_products(dtype):
+    x = jax.lax.complex(leaf(0, 6, 8), leaf(1, 6, 8))
+    rule = jl.orthogonalize("polar_express", ns_dtype=dtype)
+    made, _ = rule.update(x, rule.init(x))
+    values = np.linalg.svd(np.asarray(made), compute_uv=False)
+    assert np.all(np.abs(values - 1) < 0.15)
