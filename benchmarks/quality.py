@@ -7,9 +7,10 @@
 
 Decoders of 0.23 M and 0.86 M parameters, as GPT-2 has them (`_gpt.py`), learn the bytes of Python's standard
 library: 4 layers, context 64, batch 32, warm-up of a tenth and a linear decay to 0, gradients clipped to 1,
-weight decay 0.1 on matrices (Lion: 1; SGD: none; Scion's is in its constraint). The learning rate of each rule is tuned on seed 0, in steps of a factor of
-3, until both neighbors are worse; then it is run on all seeds. AdamW runs for 600 steps too. A seed decides
-the first parameters and the order of the data; the loss is that of the validation files after the last step.
+weight decay 0.1 on matrices (Lion: 1; SGD: none; Scion's is in its constraint). The learning rate of each
+rule is tuned on seed 0, in steps of a factor of 3, until both neighbors are worse; then it is run on all
+seeds. AdamW runs for 600 steps too. A seed decides the first parameters and the order of the data; the loss
+is that of the validation files after the last step.
 """
 
 import argparse
