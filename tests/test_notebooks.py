@@ -9,12 +9,16 @@ import pytest
 import jaxopt_large as jl
 
 nbformat = pytest.importorskip("nbformat")
+_RARE = ("02", "04")  # of which `make test-all` sees whether they run
 _NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the kernel's own machinery may warn
-@pytest.mark.parametrize("path", _NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=pytest.mark.full if p.stem[:2] in _RARE else ()) for p in _NOTEBOOKS],
+)
 def test_it_runs(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 

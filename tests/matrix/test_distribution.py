@@ -106,7 +106,6 @@ _FIRST = {
     ("4x2/fsdp/zero/Explicit", "muon"),
     ("2x2x2/both/zero/Auto", "muon"),
     ("8/fsdp/alone/Explicit", "scion"),
-    ("4x2/tensor/zero/Auto", "shampoo"),
 }
 
 

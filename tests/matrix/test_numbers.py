@@ -45,7 +45,9 @@ _ODD = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=str(c), marks=() if c in RULES else pytest.mark.full) for c in CASES]
+)
 def test_what_begins_with_zeros_begins_later(case, x64):
     """A gradient of zeros, as behind a projection that is zero at first, leaves nothing behind."""
     r = np.random.default_rng(9)

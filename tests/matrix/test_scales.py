@@ -8,6 +8,7 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large.matrix.norms import frobenius
 
+from ..catalog import in_turn
 from .cases import RULES, leaf
 
 _WAYS = ("frobenius", "spectral", "aol", "schatten")
@@ -58,8 +59,7 @@ _JUMPS = {
 }
 
 
-@pytest.mark.parametrize("jump", _JUMPS)
-@pytest.mark.parametrize("case", RULES, ids=str)
+@in_turn("case", RULES, "jump", list(_JUMPS))
 def test_jumps_are_survived(case, jump):
     """Whatever the updates are while they last, state and updates stay finite."""
     rule, tree = case.rule(), {"w": leaf(3, 8, 12)}
@@ -76,8 +76,7 @@ def test_jumps_are_survived(case, jump):
     assert all(np.any(u) for u in updates)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-@pytest.mark.parametrize("case", RULES, ids=str)
+@in_turn("case", RULES, "scale", [1e-12, 1e12])
 def test_updates_mind_no_scale_in_float32(case, scale):
     """As the papers' do, whose eps are relative or 0."""
     settings = {"eps": 0.0} if case.name in ("muon", "normuon", "scion", "dion", "soap", "shampoo") else {}
