@@ -253,26 +253,44 @@ def table():
         print(f"| {size} | {name} | {steps} | {rate:g} | {mean:.3f} | {spread:.3f} | {len(losses)} |")
 
 
+_ELEMENTWISE = {"adamw": "-", "sgd": "--", "lion": ":"}
+
+
 def plot():
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(
         {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
     )
+    distinct = [c for n, c in enumerate(plt.cm.tab10.colors) if n != 7]  # grey is AdamW's
+    colors = dict(zip((n for n in RULES if n not in _ELEMENTWISE), distinct, strict=False))
     sizes = sorted({row[0] for row in _rows()})
     fig, axes = plt.subplots(
-        1, len(sizes), figsize=(5.5 * len(sizes), 3.6), layout="constrained", squeeze=False
+        1, len(sizes), figsize=(6.4 * len(sizes), 4), layout="constrained", squeeze=False
     )
     for ax, size in zip(axes[0], sizes, strict=True):
         for _, name, steps, _, losses, curve in sorted(
             (row for row in _rows() if row[0] == size), key=lambda row: statistics.mean(row[4])
         ):
-            label = f"{name}{', 600 steps' if steps == 600 else ''}: {statistics.mean(losses):.3f}"
-            ax.plot(10 * np.arange(1, len(curve) + 1), curve, linewidth=1.5, label=label)
-        ax.set(
-            xlabel="step", ylabel="training loss, nats per byte", title=f"{size} parameters", ylim=(1.5, 3.6)
+            twice = steps > 300
+            ax.plot(
+                10 * np.arange(1, len(curve) + 1),
+                curve,
+                linestyle=_ELEMENTWISE.get(name, "-"),
+                color=colors.get(name, "#aaa" if twice else "#222"),
+                label=f"{statistics.mean(losses):.2f} {name}{', 600 steps' if twice else ''}",
+            )
+        ax.set(xlabel="step", title=f"{size[:-1]} M parameters", xlim=(0, None), ylim=(None, 3.2))
+        ax.legend(
+            frameon=False,
+            fontsize=8,
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            title="validation loss at the end",
+            title_fontsize=8,
+            alignment="left",
         )
-        ax.legend(frameon=False, fontsize=8, title="validation loss at the end", title_fontsize=8)
+    axes[0, 0].set_ylabel("training loss, nats per byte")
     fig.savefig(_PICTURE, dpi=130)
 
 

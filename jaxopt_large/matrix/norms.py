@@ -1,5 +1,6 @@
 """Norms of stacked matrices."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -33,11 +34,8 @@ def inverse(x: Array) -> Array:
 def root_of_squares(x: Array) -> Array:
     """`frobenius` of matrices whose squares are in range.
 
-    Compilers sum two axes in an order of their own, which may depend on k, and so on the devices: one axis at
-    a time has an order, and the last is halved.
+    Compilers sum two axes in an order of their own, which may depend on k, and so on the devices; so here it
+    is one axis at a time.
     """
-    sums = jnp.sum(abs_square(x), axis=1, keepdims=True)
-    while (n := sums.shape[2]) > 1:
-        first, second = sums[:, :, : (n + 1) // 2], sums[:, :, (n + 1) // 2 :]
-        sums = first + jnp.pad(second, ((0, 0), (0, 0), (0, n % 2)))
-    return jnp.sqrt(sums)
+    sums = jax.lax.optimization_barrier(jnp.sum(abs_square(x), axis=1, keepdims=True))
+    return jnp.sqrt(jnp.sum(sums, axis=2, keepdims=True))

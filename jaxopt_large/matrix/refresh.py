@@ -42,8 +42,8 @@ class Refresh(NamedTuple):
           work: from a tree of stacks [k, ...] to one like it.
           blocks: a tree of stacks.
         """
-        if not self.staggered:  # all of them, or none; or those that begin
-            return jax.lax.cond(jnp.any(due), lambda x: chosen(due, work(x), x), lambda x: x, blocks)
+        if not self.staggered:  # all of them, or none
+            return jax.lax.cond(due[0], work, lambda x: x, blocks)
 
         def one(pair: tuple[Array, Any]) -> Any:
             is_due, block = pair

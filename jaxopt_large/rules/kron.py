@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -100,9 +99,7 @@ def scale_by_kron(
         fine = _all_finite(blocks) & jnp.any(blocks != 0, axis=(1, 2))
         unseen = fine & jnp.all(fit.bounds == 0, axis=1)
         begins = unseen | (shared.number == 1)
-        fit = jax.lax.cond(
-            jnp.any(begins), lambda f: chosen(begins, _begun(cut, f, blocks), f), lambda f: f, fit
-        )
+        fit = chosen(begins, _begun(cut, fit, blocks), fit)
         new = fitted(cut, fit, blocks, factor_rate)
         fine &= _all_finite(new.left) & _all_finite(new.right)
         fit = chosen(fine, new, fit)

@@ -133,7 +133,6 @@ def scale_by_shampoo(
         """A factor that has seen a gradient, and its root where it is due."""
         fine = jnp.all(jnp.isfinite(g), axis=(1, 2))[:, None, None]  # what is not finite it forgets
         factor = jnp.where(fine, ema(old.factor, squares, d2), old.factor)
-        begins = jnp.all(old.factor == 0, axis=(1, 2)) & jnp.any(factor != 0, axis=(1, 2))
 
         def rooted(side: _Side) -> _Side:
             root, found = inverse_root(side.factor / shared.nu, power, ridge)
@@ -142,7 +141,7 @@ def scale_by_shampoo(
             failed = ~found & jnp.any(side.factor != 0, axis=(1, 2))
             return _Side(side.factor, kept, side.failures + failed.astype(side.failures.dtype))
 
-        return schedule.run(due | begins, rooted, old._replace(factor=factor))
+        return schedule.run(due, rooted, old._replace(factor=factor))
 
     def factor(side: str) -> Any:
         return of_each(lambda matrix: cut_of(*matrix).factor(side))

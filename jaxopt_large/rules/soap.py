@@ -1,6 +1,5 @@
 """SOAP: Adam in the eigenbasis of Shampoo's factors (Vyas et al. 2024, arXiv:2409.11321)."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -105,14 +104,11 @@ def scale_by_soap(
         blocks, means, nu = (stacked(cut.split(x)) for x in (g, mu, kept.nu))
         old = [getattr(kept, name) for name in _Bases._fields]
         bases = _Bases(*map(stacked, old))
-        begins = ~_any(bases.left, bases.right) & _any(blocks) & _all_finite(blocks)
-        bases = jax.lax.cond(
-            jnp.any(begins), lambda b: chosen(begins, _begun(cut, b, blocks, d3), b), lambda b: b, bases
-        )
+        bases = jax.lax.cond(shared.number == 1, lambda b: _begun(cut, b, blocks, d3), lambda b: b, bases)
         nu = ema(nu, jnp.square(_into(cut, bases, blocks)), d2)
         root = plus(jnp.sqrt(nu / shared.nu), eps)
         made = _out_of(cut, bases, divide(_into(cut, bases, means) / shared.mu, root, eps))
-        bases = chosen(begins, bases, _moved(cut, bases, blocks, d3))
+        bases = jax.lax.cond(shared.number > 1, lambda b: _moved(cut, b, blocks, d3), lambda b: b, bases)
         due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total) & (shared.number > 1)
         bases, nu = schedule.run(due, lambda x: _refreshed(cut, *x), (bases, nu))
         new = {name: x.reshape(y.shape) for name, x, y in zip(_Bases._fields, bases, old, strict=True)}
@@ -255,7 +251,7 @@ def _moved(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
 
 
 def _begun(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
-    """After the first gradient that is not zero."""
+    """After the first gradient."""
     bases = _moved(cut, bases, g, decay)
     left = first_basis(bases.left) if cut.left else bases.left_basis
     right = first_basis(bases.right) if cut.right else bases.right_basis
@@ -284,11 +280,6 @@ def _order(factor: Array, basis: Array) -> Array:
 
 def _finite(new: Array, old: Array) -> Array:
     return chosen(_all_finite(new), new, old)
-
-
-def _any(*stacks: Array) -> Array:
-    """Of stacked blocks: are some entries not 0?"""
-    return functools.reduce(jnp.logical_or, (jnp.any(x != 0, axis=(1, 2)) for x in stacks))
 
 
 def _all_finite(x: Array) -> Array:

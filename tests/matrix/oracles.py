@@ -86,14 +86,13 @@ def soap(grads, p, lr, b1=0.95, b2=0.95, eps=1e-8, refresh=10, weight_decay=0.0)
     ql, qr = np.eye(rows), np.eye(columns)
     for t, g in enumerate(grads, start=1):
         m = b1 * m + (1 - b1) * g
-        begins = np.any(g) and not np.any(left)
-        if begins:
+        if t == 1:
             left, right = (1 - b2) * g @ g.T, (1 - b2) * g.T @ g
             for _ in range(8):
                 ql, qr = _refreshed(left, ql), _refreshed(right, qr)
         v = b2 * v + (1 - b2) * _exact(ql.T @ g @ qr) ** 2
         n = (_exact(ql.T @ m @ qr) / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
-        if not begins:
+        if t > 1:
             left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
         p = p - lr * (ql @ n @ qr.T + weight_decay * p)
         if t > 1 and t % refresh == 0:
@@ -133,9 +132,8 @@ def shampoo(
     power = 4 if sides == "both" else 2
     for t, g in enumerate(grads, start=1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        begins = np.any(g) and not np.any(left)
         left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
-        if begins or t % refresh == 0:
+        if t == 1 or t % refresh == 0:
             if sides != "out" and left.any():
                 l_root = _inverse_root(left / (1 - b2**t), power, ridge)
             if sides != "in" and right.any():
