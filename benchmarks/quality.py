@@ -179,7 +179,8 @@ def _run(run):
             jnp.float32(run.learning_rate), jax.random.key(run.seed), batches
         )
         loss = float(loss) if math.isfinite(float(loss)) else 99.0
-        means = np.nan_to_num(np.asarray(losses).reshape(-1, 10).mean(1), nan=99.0)
+        means = np.asarray(losses).reshape(-1, 10).mean(1)
+        means = np.where(np.isfinite(means), means, 99.0)
         made = {
             "loss": round(loss, 4),
             "curve": [round(float(x), 4) for x in means],
@@ -236,7 +237,9 @@ def _rows():
     for r in found:
         groups.setdefault((r["size"], r["rule"], r["steps"]), {}).setdefault(r["learning_rate"], []).append(r)
     for (size, name, steps), rates in groups.items():
-        rate, runs = max(rates.items(), key=lambda item: (len(item[1]), -item[1][0]["loss"]))
+        rate, runs = max(
+            rates.items(), key=lambda item: (len(item[1]), -statistics.mean(r["loss"] for r in item[1]))
+        )
         losses = [r["loss"] for r in runs]
         curve = np.mean([r["curve"] for r in runs], axis=0)
         yield size, name, steps, rate, losses, curve
@@ -304,9 +307,10 @@ def main():
     parser.add_argument("--seeds", type=int, default=len(_SEEDS))
     args = parser.parse_args()
     if args.forget:
-        found = _read()
-        found["runs"] = [r for r in found["runs"] if r["rule"] not in args.forget]
-        _FILE.write_text(json.dumps(found))
+        with _alone():
+            found = _read()
+            found["runs"] = [r for r in found["runs"] if r["rule"] not in args.forget]
+            _FILE.write_text(json.dumps(found))
     if args.table or args.plot:
         return table() if args.table else plot()
     studies = [

@@ -5,6 +5,7 @@ program and waits for them on one of these: as many batches as threads, in one p
 devices, wait for ever.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -36,16 +37,17 @@ def by_cholesky(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
     Source: Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm".
     """
     identity = jnp.eye(*x.shape[1:], dtype=x.dtype)[None]
-    unit = over_largest(x)[0]
+    unit, largest = over_largest(x)
     norms = jnp.sqrt(jnp.sum(abs_square(unit), axis=1, keepdims=True))
     q = divide(unit, jnp.broadcast_to(norms, x.shape))
-    q = jnp.where(jnp.any(x != 0, axis=(1, 2), keepdims=True), q, identity)  # what pads stacks is no case
+    q = jnp.where(largest > 0, q, identity)  # what pads stacks is no case
     for _ in range(2):
         lower = jnp.linalg.cholesky(_gram(q), symmetrize_input=False)
         q = jax.lax.linalg.triangular_solve(lower, q, lower=True, transpose_a=True, conjugate_a=True)
     error = jnp.abs(_gram(q) - jnp.eye(x.shape[-1], dtype=x.dtype)[None])
-    # not so of NaN, where a Gram matrix has no factor
-    holds = jnp.max(error, axis=(1, 2), keepdims=True) < 30 * float(jnp.finfo(x.dtype).eps)
+    # the sums of the Gram matrix round too; not so of NaN, where it has no factor
+    most = max(30.0, 0.5 * math.sqrt(x.shape[1])) * float(jnp.finfo(x.dtype).eps)
+    holds = jnp.max(error, axis=(1, 2), keepdims=True) < most
     return jax.lax.cond(jnp.all(holds), lambda: q, lambda: jnp.where(holds, q, _reflected(x)))
 
 

@@ -72,7 +72,7 @@ def orthogonalized(
       x: any; no more rows than columns are the faster for it.
       coefficients: the last row is repeated where there are more steps.
       steps: iterations.
-      eps: what is added to the norm.
+      eps: what is added to the norm; for "aol" and "schatten", the least square of it.
       preconditioning: one of `PRECONDITIONINGS`.
       dtype: of the products' operands; norms and sums are of `x`'s.
     """

@@ -19,7 +19,8 @@ def over_largest(x: Array) -> tuple[Array, Array]:
     largest = jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True)
     largest = jnp.where(largest < float(jnp.finfo(largest.dtype).tiny), 0.0, largest)
     # the inverse of what is very large or very small may be out of range; a power of two rounds nothing
-    shift = jnp.where(largest >= 1, 2.0**-64, 2.0**64).astype(largest.dtype)
+    middle = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
+    shift = jnp.where(largest >= 1, 1 / middle, middle).astype(largest.dtype)
     return times(inverse(largest * shift), times(shift, x)), largest
 
 

@@ -52,6 +52,11 @@ class Refresh(NamedTuple):
         return jax.lax.map(one, (due, blocks))
 
 
+def all_finite(x: Array) -> Bool[Array, " k"]:
+    """Of each of stacked blocks."""
+    return jnp.all(jnp.isfinite(x), axis=(1, 2))
+
+
 def chosen(which: Bool[Array, " k"], one: Any, other: Any) -> Any:
     """Trees of stacks: of those in `which` from one, of the others from the other."""
     return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), one, other)

@@ -70,15 +70,16 @@ def scale_by_dion(
     def step(shared: Any, g: Array, p: Any, kept: ScaleByDionState) -> tuple[Array, Any]:
         del shared, p
         m = kept.mu + bounded(g)
-        left = _orthonormal(product(m, kept.basis))
+        seen = jnp.any(m != 0, axis=(1, 2), keepdims=True)
+        left = jnp.where(seen, orthonormal(over_largest(product(m, kept.basis))[0]), 0.0)
         right = product(m.mT, left)
         unit, size = over_largest(right)
-        norms = jnp.sqrt(jnp.sum(jnp.square(unit), axis=1, keepdims=True)) + eps * inverse(size)
-        basis = divide(unit, jnp.broadcast_to(norms, unit.shape))
-        seen = jnp.any(m != 0, axis=(1, 2), keepdims=True)  # nothing has no directions
-        basis = jnp.where(seen, basis, kept.basis)
+        norms = jnp.sqrt(jnp.sum(jnp.square(unit), axis=1, keepdims=True))
+        # without eps, or it would fade with the momentum; a direction that is not there keeps its place
+        basis = jnp.where(norms > 0, divide(unit, jnp.broadcast_to(norms, unit.shape)), kept.basis)
+        step = divide(unit, jnp.broadcast_to(norms + eps * inverse(size), unit.shape))
         taken = product(left, right.mT)
-        return product(left, basis.mT), kept._replace(mu=m - like(complement(decay), m) * taken, basis=basis)
+        return product(left, step.mT), kept._replace(mu=m - like(complement(decay), m) * taken, basis=basis)
 
     def rank_of(rows: int, columns: int) -> int:
         return max(1, math.ceil(rank * min(rows, columns)))
@@ -169,9 +170,3 @@ def dion(
     )
     decay = add_decayed_weights(weight_decay, weight_decay_mask, cautious=cautious)
     return full_matrix_rule("dion", matrices, learning_rate, direction, decay, other, other_ratio)
-
-
-def _orthonormal(x: Array) -> Array:
-    """Columns made orthonormal; those of a matrix of zeros are 0."""
-    unit, largest = over_largest(x)
-    return jnp.where(largest > 0, orthonormal(unit), jnp.zeros((), x.dtype))

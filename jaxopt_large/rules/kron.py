@@ -26,7 +26,7 @@ from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.lapack import upper_inverse
 from ..matrix.norms import inverse, over_largest, root_of_squares
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import chosen
+from ..matrix.refresh import all_finite, chosen
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import product
 from ..matrix.stage import matrix_stage, of_each
@@ -96,12 +96,12 @@ def scale_by_kron(
         blocks, means = (stacked(cut.split(x)) for x in (g, mu / shared.mu))
         old = [getattr(kept, name) for name in _Fit._fields]
         fit = _Fit(*map(stacked, old))
-        fine = _all_finite(blocks) & jnp.any(blocks != 0, axis=(1, 2))
+        fine = all_finite(blocks) & jnp.any(blocks != 0, axis=(1, 2))
         unseen = fine & jnp.all(fit.bounds == 0, axis=1)
         begins = unseen | (shared.number == 1)
         fit = chosen(begins, _begun(cut, fit, blocks), fit)
         new = fitted(cut, fit, blocks, factor_rate)
-        fine &= _all_finite(new.left) & _all_finite(new.right)
+        fine &= all_finite(new.left) & all_finite(new.right) & jnp.all(jnp.isfinite(new.bounds), axis=1)
         fit = chosen(fine, new, fit)
         made = _preconditioned(cut, fit, means)
         size = jnp.sqrt(jnp.mean(jnp.square(made), axis=(1, 2), keepdims=True))
@@ -281,10 +281,6 @@ def _norm_of(a: Array) -> Array:
     for _ in range(2):
         x = product(a, times(inverse(root_of_squares(x)), x))
     return (largest * root_of_squares(x))[:, 0, 0]
-
-
-def _all_finite(x: Array) -> Array:
-    return jnp.all(jnp.isfinite(x), axis=(1, 2))
 
 
 def _turned(q: Array) -> Array:

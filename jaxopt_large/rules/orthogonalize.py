@@ -110,7 +110,7 @@ def orthogonalize(
     def working(dtype: Any) -> Any:
         """The dtype of the products: half precision by default, where the leaf is not float64."""
         if ns_dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
-            wide = np.dtype(ns_dtype).itemsize == 8  # complex numbers have no half precision
+            wide = np.dtype(ns_dtype) in (np.float64, np.complex128)  # complex numbers have no half precision
             return jnp.complex128 if wide else jnp.complex64
         if ns_dtype is not None:
             return ns_dtype

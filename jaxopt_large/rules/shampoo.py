@@ -26,7 +26,7 @@ from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import Refresh
+from ..matrix.refresh import Refresh, all_finite
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import inverse_root, product
 from ..matrix.stage import matrix_stage, numbers, of_each
@@ -131,7 +131,7 @@ def scale_by_shampoo(
 
     def side(old: _Side, squares: Array, g: Array, power: int, due: Array, shared: _Shared) -> _Side:
         """A factor that has seen a gradient, and its root where it is due."""
-        fine = jnp.all(jnp.isfinite(g), axis=(1, 2))[:, None, None]  # what is not finite it forgets
+        fine = all_finite(g)[:, None, None]  # what is not finite it forgets
         factor = jnp.where(fine, ema(old.factor, squares, d2), old.factor)
 
         def rooted(side: _Side) -> _Side:

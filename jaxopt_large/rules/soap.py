@@ -26,7 +26,7 @@ from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import Refresh, chosen
+from ..matrix.refresh import Refresh, all_finite, chosen
 from ..matrix.roles import OTHER_LEAVES
 from ..matrix.roots import first_basis, product, refreshed_basis, values_along
 from ..matrix.stage import matrix_stage, numbers, of_each
@@ -240,7 +240,7 @@ def _out_of(cut: Blocks, bases: _Bases, x: Array) -> Array:
 
 def _moved(cut: Blocks, bases: _Bases, g: Array, decay: Any) -> _Bases:
     """With factors that have seen a gradient; one that is not finite they forget."""
-    fine = _all_finite(g)[:, None, None]
+    fine = all_finite(g)[:, None, None]
 
     def mean(old: Array, new: Array) -> Array:
         return jnp.where(fine, ema(old, new, decay), old)
@@ -279,11 +279,7 @@ def _order(factor: Array, basis: Array) -> Array:
 
 
 def _finite(new: Array, old: Array) -> Array:
-    return chosen(_all_finite(new), new, old)
-
-
-def _all_finite(x: Array) -> Array:
-    return jnp.all(jnp.isfinite(x), axis=(1, 2))
+    return chosen(all_finite(new), new, old)
 
 
 def _flops(cut: Blocks, refresh: int) -> float:

@@ -202,9 +202,10 @@ def dion(grads, p, lr, basis, beta=0.95, eps=1e-8, scale="spectral", weight_deca
         x = m @ q
         left = np.linalg.qr(x / np.abs(x).max())[0] if np.any(x) else np.zeros_like(x)
         right = m.T @ left
-        q = right / (np.linalg.norm(right, axis=0) + eps) if np.any(m) else q
+        norms = np.linalg.norm(right, axis=0)
+        q = np.where(norms > 0, right / np.where(norms > 0, norms, 1.0), q)
         m = m - (1 - beta) * left @ right.T
-        p = p - lr * (SCALES[scale](*p.shape) * left @ q.T + weight_decay * p)
+        p = p - lr * (SCALES[scale](*p.shape) * left @ (right / (norms + eps)).T + weight_decay * p)
         yield p
 
 

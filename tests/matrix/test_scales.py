@@ -90,3 +90,18 @@ def test_updates_mind_no_scale_in_float32(case, scale):
             updates, state = rule.update({"w": by * g}, state, tree)
         seen.append(updates["w"])
     np.testing.assert_allclose(seen[1], seen[0], rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_a_long_silence_is_survived(case):
+    """Momentum that has faded under the range leaves nothing behind that does not move again."""
+    rule, tree = case.rule(), {"w": leaf(3, 4, 6)}
+    scales = jnp.where((jnp.arange(3010) < 3) | (jnp.arange(3010) >= 3005), 1.0, 0.0)
+
+    def step(state, scale):
+        updates, state = rule.update({"w": scale * leaf(4, 4, 6)}, state, tree)
+        return state, jnp.max(jnp.abs(updates["w"]))
+
+    state, sizes = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(rule.init(tree), scales)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert float(sizes[-1]) > 0
