@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import custom_batching
 from jaxtyping import Array, Inexact
 
 from .._numerics import abs_square, divide
@@ -77,7 +78,7 @@ def upper_inverse(x: Inexact[Array, "k n n"]) -> Inexact[Array, "k n n"]:
 def _each(
     work: Callable[[Array], Array], x: Array, elsewhere: Callable[[Array], Array] | None = None
 ) -> Array:
-    one = jax.custom_batching.sequential_vmap(work)  # nor does vmap make batches of them
+    one = custom_batching.sequential_vmap(work)  # nor does vmap make batches of them
 
     def one_by_one(x: Array) -> Array:
         return one(x[0])[None] if len(x) == 1 else jax.lax.map(one, x)
