@@ -200,6 +200,7 @@ _PUBLISHED = {
 def test_every_configuration_loads_and_says_what_to_expect(file):
     first = file.read_text().splitlines()[0]
     assert first.startswith("# ")
+    assert not re.search(r"X\.X|\bN minutes", first), "a figure is still to be written"
     config = load(file)
     assert _load_again(config) == config
 
