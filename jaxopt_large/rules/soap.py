@@ -107,7 +107,9 @@ def scale_by_soap(
         bases = jax.lax.cond(shared.number == 1, lambda b: _begun(cut, b, blocks, d3), lambda b: b, bases)
         nu = ema(nu, jnp.square(_into(cut, bases, blocks)), d2)
         root = plus(jnp.sqrt(nu / shared.nu), eps)
-        made = _out_of(cut, bases, divide(_into(cut, bases, means) / shared.mu, root, eps))
+        turned = divide(_into(cut, bases, means) / shared.mu, root, eps)
+        # where no gradient has been, a momentum is the rounding of its own products, or of its format
+        made = _out_of(cut, bases, jnp.where(nu == 0, 0.0, turned))
         bases = jax.lax.cond(shared.number > 1, lambda b: _moved(cut, b, blocks, d3), lambda b: b, bases)
         due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total) & (shared.number > 1)
         bases, nu = schedule.run(due, lambda x: _refreshed(cut, *x), (bases, nu))

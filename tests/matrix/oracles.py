@@ -92,6 +92,7 @@ def soap(grads, p, lr, b1=0.95, b2=0.95, eps=1e-8, refresh=10, weight_decay=0.0)
                 ql, qr = _refreshed(left, ql), _refreshed(right, qr)
         v = b2 * v + (1 - b2) * _exact(ql.T @ g @ qr) ** 2
         n = (_exact(ql.T @ m @ qr) / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        n = np.where(v > 0, n, 0.0)
         if t > 1:
             left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
         p = p - lr * (ql @ n @ qr.T + weight_decay * p)

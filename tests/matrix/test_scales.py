@@ -105,3 +105,13 @@ def test_a_long_silence_is_survived(case):
     state, sizes = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(rule.init(tree), scales)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     assert float(sizes[-1]) > 0
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (256, 128), (64, 512)])
+def test_first_steps_of_soap_are_as_long_as_adams(shape):
+    """A first gradient says nothing of half of the directions, where rounding must not be made a step."""
+    rule, tree = jl.scale_by_soap(), {"w": leaf(6, *shape)}
+    state = rule.init(tree)
+    for g in leaf(7, 3, *shape):
+        updates, state = rule.update({"w": g}, state, tree)
+        assert float(jnp.sqrt(jnp.mean(jnp.square(updates["w"])))) < 1.1
