@@ -1,9 +1,11 @@
 """Matrices cut into blocks with factors of their own: those of whole dimensions would be too large."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 _DEFAULT = 512  # of one side of a block: larger factors cost more than they bring
 _SMALLEST = 4  # of what was asked for: a dimension with no larger divisor has no factor
@@ -52,6 +54,28 @@ class Blocks(NamedTuple):
 def stacked(x: Array) -> Array:
     """[k, blocks, ...] -> [k * blocks, ...]."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def all_finite(x: Array) -> Bool[Array, " k"]:
+    """Of each of stacked blocks."""
+    return jnp.all(jnp.isfinite(x), axis=(1, 2))
+
+
+def chosen(which: Bool[Array, " k"], one: Any, other: Any) -> Any:
+    """Trees of stacks: of those in `which` from one, of the others from the other."""
+    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), one, other)
+
+
+def parts_of(kept: Any, kind: Any) -> Any:
+    """The fields of a state that a NamedTuple names, as stacks of blocks."""
+    return kind(*(stacked(getattr(kept, name)) for name in kind._fields))
+
+
+def with_parts(kept: Any, parts: Any) -> Any:
+    """The inverse: the state, with other parts."""
+    return kept._replace(
+        **{name: x.reshape(getattr(kept, name).shape) for name, x in parts._asdict().items()}
+    )
 
 
 def misfit(sizes: Sequence[tuple[int, int]], block: int | None) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Inexact
 from .._numerics import abs_square, divide
 from ..tracing.by_platform import by_platform
 from .norms import over_largest
+from .products import adjoint, product
 
 __all__ = ["by_cholesky", "largest_singular_values", "orthonormal", "upper_inverse"]
 
@@ -43,9 +44,9 @@ def by_cholesky(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
     q = divide(unit, jnp.broadcast_to(norms, x.shape))
     q = jnp.where(largest > 0, q, identity)  # what pads stacks is no case
     for _ in range(2):
-        lower = jnp.linalg.cholesky(_gram(q), symmetrize_input=False)
+        lower = jnp.linalg.cholesky(product(adjoint(q), q), symmetrize_input=False)
         q = jax.lax.linalg.triangular_solve(lower, q, lower=True, transpose_a=True, conjugate_a=True)
-    error = jnp.abs(_gram(q) - jnp.eye(x.shape[-1], dtype=x.dtype)[None])
+    error = jnp.abs(product(adjoint(q), q) - jnp.eye(x.shape[-1], dtype=x.dtype)[None])
     # the sums of the Gram matrix round too; not so of NaN, where it has no factor
     most = max(30.0, 0.5 * math.sqrt(x.shape[1])) * float(jnp.finfo(x.dtype).eps)
     holds = jnp.max(error, axis=(1, 2), keepdims=True) < most
@@ -54,10 +55,6 @@ def by_cholesky(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
 
 def _reflected(x: Array) -> Array:
     return jnp.linalg.qr(x)[0]
-
-
-def _gram(x: Array) -> Array:
-    return jnp.matmul(x.mT.conj(), x, precision=jax.lax.Precision.HIGHEST)
 
 
 def largest_singular_values(x: Inexact[Array, "k m n"]) -> Inexact[Array, " k"]:

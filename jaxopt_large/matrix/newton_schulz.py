@@ -23,6 +23,7 @@ from jaxtyping import Array, Inexact
 from .._numerics import accumulation_dtype, times
 from .lapack import largest_singular_values
 from .norms import inverse, over_largest, root_of_squares
+from .products import adjoint, product
 
 __all__ = ["COEFFICIENTS", "PRECONDITIONINGS", "Coefficients", "flops", "orthogonalized"]
 
@@ -81,45 +82,39 @@ def orthogonalized(
     x = jax.lax.optimization_barrier(x)  # how others want it to lie orders no sum here
     # squares of what is small or large are out of range
     unit, largest = over_largest(x)
-    scale = inverse(largest)
     prepare = PRECONDITIONINGS[preconditioning]
     rows = [coefficients.rows[min(i, len(coefficients.rows) - 1)] for i in range(steps)]
-    made, gram = prepare(unit, eps * scale, eps**0.5 * scale, coefficients.margin, dtype)
+    made, gram = prepare(unit, eps, inverse(largest), coefficients.margin, dtype)
     iterated = _by_gram if _gram_is_cheaper(x.shape[1], x.shape[2], steps) else _directly
     return jax.lax.optimization_barrier(iterated(made, rows, gram).astype(x.dtype))
 
 
 def _directly(x: Array, rows: list[tuple[float, float, float]], gram: Any) -> Array:
-    for row in rows:
-        x = _iterated(x, row, gram)
-        gram = None
+    wide, dtype = accumulation_dtype(x.dtype), x.dtype
+    for a, b, c in rows:
+        gram = _rounded(product(x, adjoint(x)), dtype) if gram is None else gram
+        change = times(b, gram.astype(wide)) + times(c, product(gram, gram))
+        x, gram = _rounded(times(a, x.astype(wide)) + product(_rounded(change, dtype), x), dtype), None
     return x
 
 
-def _iterated(x: Array, row: tuple[float, float, float], gram: Any) -> Array:
-    a, b, c = row
-    gram = _rounded(_product(x, _adjoint(x)), x.dtype) if gram is None else gram
-    wide = times(b, gram.astype(_wide(x))) + times(c, _product(gram, gram))
-    return _rounded(times(a, x.astype(_wide(x))) + _product(_rounded(wide, x.dtype), x), x.dtype)
-
-
 def _by_gram(x: Array, rows: list[tuple[float, float, float]], gram: Any) -> Array:
-    wide, dtype = _wide(x), x.dtype
+    wide, dtype = accumulation_dtype(x.dtype), x.dtype
 
-    def product(left: Array, right: Array) -> Array:
-        return _product(_rounded(left, dtype), _rounded(right, dtype))
+    def narrow(left: Array, right: Array) -> Array:
+        return product(_rounded(left, dtype), _rounded(right, dtype))
 
     stretches = [rows[n : n + _AT_A_STRETCH] for n in range(0, len(rows), _AT_A_STRETCH)]
     for stretch in stretches:
-        gram = (product(x, _adjoint(x)) if gram is None else gram).astype(wide)
+        gram = (narrow(x, adjoint(x)) if gram is None else gram).astype(wide)
         made = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=wide), gram.shape)
         for n, (a, b, c) in enumerate(stretch):
-            change = times(b, gram) + times(c, product(gram, gram))
-            made = times(a, made) + (product(change, made) if n else change)
+            change = times(b, gram) + times(c, narrow(gram, gram))
+            made = times(a, made) + (narrow(change, made) if n else change)
             if n < len(stretch) - 1:
-                half = times(a, gram) + product(change, gram)
-                gram = times(a, half) + product(change, half)
-        x, gram = _rounded(product(made, x), dtype), None
+                half = times(a, gram) + narrow(change, gram)
+                gram = times(a, half) + narrow(change, half)
+        x, gram = _rounded(narrow(made, x), dtype), None
     return x
 
 
@@ -146,61 +141,39 @@ def _flops_by_gram(rows: int, columns: int, steps: int) -> float:
 # --- the first iterate -------------------------------------------------------------------------------
 
 _Prepared = tuple[Array, Any]  # the first iterate, and its Gram matrix where it is known
-# Of matrices whose largest entry is 1; `eps` and its root are divided by what that was before.
+# Of matrices that were multiplied by `factor`, so that their largest entry is 1.
 
 
-def _by_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
-    del root
-    return _rounded(times(inverse(margin * root_of_squares(x) + eps), x), dtype), None
+def _by_norm(x: Array, eps: Any, factor: Array, margin: float, dtype: Any) -> _Prepared:
+    return _rounded(times(inverse(margin * root_of_squares(x) + eps * factor), x), dtype), None
 
 
-def _by_spectral_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
-    del root
+def _by_spectral_norm(x: Array, eps: Any, factor: Array, margin: float, dtype: Any) -> _Prepared:
     norm = largest_singular_values(x)[:, None, None]
-    return _rounded(times(inverse(margin * norm + eps), x), dtype), None
+    return _rounded(times(inverse(margin * norm + eps * factor), x), dtype), None
 
 
-def _by_rows(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
+def _by_rows(x: Array, eps: Any, factor: Array, margin: float, dtype: Any) -> _Prepared:
     """Almost orthogonal layers (Boissin et al. 2025, arXiv:2512.04632)."""
-    del eps
-    gram = _product(x, _adjoint(x))
+    gram = product(x, adjoint(x))
     sums = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True)
-    scale = inverse(margin * jnp.maximum(jnp.sqrt(sums), root))
+    scale = inverse(margin * jnp.maximum(jnp.sqrt(sums), eps**0.5 * factor))
     return _rounded(times(scale, x), dtype), _rounded(times(scale * scale.mT, gram), dtype)
 
 
-def _by_schatten_norm(x: Array, eps: Array, root: Array, margin: float, dtype: Any) -> _Prepared:
+def _by_schatten_norm(x: Array, eps: Any, factor: Array, margin: float, dtype: Any) -> _Prepared:
     """The Schatten-4 norm (Grishina et al. 2025, arXiv:2506.10935)."""
-    del eps
-    gram = _product(x, _adjoint(x))
-    scale = inverse(margin * jnp.maximum(jnp.sqrt(root_of_squares(gram)), root))
+    gram = product(x, adjoint(x))
+    scale = inverse(margin * jnp.maximum(jnp.sqrt(root_of_squares(gram)), eps**0.5 * factor))
     return _rounded(times(scale, x), dtype), _rounded(times(scale * scale, gram), dtype)
 
 
-PRECONDITIONINGS: dict[str, Callable[[Array, Array, Array, float, Any], _Prepared]] = {
+PRECONDITIONINGS: dict[str, Callable[[Array, Any, Array, float, Any], _Prepared]] = {
     "frobenius": _by_norm,
     "spectral": _by_spectral_norm,
     "aol": _by_rows,
     "schatten": _by_schatten_norm,
 }
-
-
-# --- products ----------------------------------------------------------------------------------------
-
-
-def _product(x: Array, y: Array) -> Array:
-    """Products of stacked matrices, with sums of at least float32."""
-    exact = jnp.finfo(x.dtype).bits >= 32
-    precision = jax.lax.Precision.HIGHEST if exact else None
-    return jnp.matmul(x, y, precision=precision, preferred_element_type=_wide(x))
-
-
-def _adjoint(x: Array) -> Array:
-    return x.mT.conj() if jnp.iscomplexobj(x) else x.mT
-
-
-def _wide(x: Array) -> Any:
-    return accumulation_dtype(x.dtype)
 
 
 def _rounded(x: Array, dtype: Any) -> Array:

@@ -52,16 +52,6 @@ class Refresh(NamedTuple):
         return jax.lax.map(one, (due, blocks))
 
 
-def all_finite(x: Array) -> Bool[Array, " k"]:
-    """Of each of stacked blocks."""
-    return jnp.all(jnp.isfinite(x), axis=(1, 2))
-
-
-def chosen(which: Bool[Array, " k"], one: Any, other: Any) -> Any:
-    """Trees of stacks: of those in `which` from one, of the others from the other."""
-    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), one, other)
-
-
 def _alone(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`work` of a single block."""
     return lambda block: jax.tree.map(lambda x: x[0], work(jax.tree.map(lambda x: x[None], block)))

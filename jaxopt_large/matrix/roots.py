@@ -10,15 +10,11 @@ from jaxtyping import Array, Bool, Float
 
 from .lapack import orthonormal
 from .norms import frobenius
+from .products import product
 
 _MOST = 100  # iterations of a root; condition numbers of 1e6 take 25
 _RIDGE = 1e-3  # of a basis, relative to the mean value
 _FIRST = 8  # iterations of a basis that nothing is known of
-
-
-def product(x: Array, y: Array) -> Array:
-    """Products of stacked matrices, at full precision."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def inverse_root(

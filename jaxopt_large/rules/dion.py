@@ -28,8 +28,8 @@ from ..leafwise import lift, zeros
 from ..matrix.lapack import orthonormal
 from ..matrix.norms import inverse, over_largest
 from ..matrix.plan import MatrixPlan, checked_matrices
+from ..matrix.products import product
 from ..matrix.roles import OTHER_LEAVES
-from ..matrix.roots import product
 from ..matrix.stage import MatrixStep, matrix_stage, of_each
 from ..tracing.calls import named_call
 from ._full_matrix_rule import full_matrix_rule

@@ -22,13 +22,21 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema, times
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.blocks import (
+    Blocks,
+    all_finite,
+    blocks_of,
+    chosen,
+    misfit,
+    parts_of,
+    stacked,
+    with_parts,
+)
 from ..matrix.lapack import upper_inverse
 from ..matrix.norms import inverse, over_largest, root_of_squares
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import all_finite, chosen
+from ..matrix.products import product
 from ..matrix.roles import OTHER_LEAVES
-from ..matrix.roots import product
 from ..matrix.stage import matrix_stage, of_each
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule
@@ -94,8 +102,7 @@ def scale_by_kron(
         g = bounded(g, cut.rows * cut.columns)
         mu = ema(kept.mu, g, decay)
         blocks, means = (stacked(cut.split(x)) for x in (g, mu / shared.mu))
-        old = [getattr(kept, name) for name in _Fit._fields]
-        fit = _Fit(*map(stacked, old))
+        fit = parts_of(kept, _Fit)
         fine = all_finite(blocks) & jnp.any(blocks != 0, axis=(1, 2))
         unseen = fine & jnp.all(fit.bounds == 0, axis=1)
         begins = unseen | (shared.number == 1)
@@ -106,8 +113,7 @@ def scale_by_kron(
         made = _preconditioned(cut, fit, means)
         size = jnp.sqrt(jnp.mean(jnp.square(made), axis=(1, 2), keepdims=True))
         made = made * jnp.where(size > _CLIP, divide(jnp.full_like(size, _CLIP), size), 1.0)
-        parts = {name: x.reshape(y.shape) for name, x, y in zip(_Fit._fields, fit, old, strict=True)}
-        return cut.joined(made), kept._replace(mu=mu, **parts)
+        return cut.joined(made), with_parts(kept, fit)._replace(mu=mu)
 
     def factor(side: str) -> Any:
         return of_each(lambda matrix: blocks_of(matrix[0], matrix[1], block).factor(side))
@@ -217,8 +223,7 @@ def _preconditioned(cut: Blocks, fit: _Fit, x: Array) -> Array:
 
 def _begun(cut: Blocks, fit: _Fit, g: Array) -> _Fit:
     """Multiples of the identity that bring the first gradient to the size of 1."""
-    largest = jnp.max(jnp.abs(g), axis=(1, 2), keepdims=True)
-    parts = divide(g, jnp.broadcast_to(largest, g.shape))
+    parts, largest = over_largest(g)
     size = largest * jnp.mean(parts**4, axis=(1, 2), keepdims=True) ** 0.25
     sides = max(int(cut.left) + int(cut.right), 1)
     scale = jnp.where(size > 0, size, 1.0) ** (-0.5 / sides)

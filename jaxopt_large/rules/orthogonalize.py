@@ -109,12 +109,12 @@ def orthogonalize(
 
     def working(dtype: Any) -> Any:
         """The dtype of the products: half precision by default, where the leaf is not float64."""
-        if ns_dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
-            wide = np.dtype(ns_dtype) in (np.float64, np.complex128)  # complex numbers have no half precision
-            return jnp.complex128 if wide else jnp.complex64
-        if ns_dtype is not None:
+        if ns_dtype is None:
+            return jnp.bfloat16 if np.dtype(dtype) == np.float32 else dtype
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
             return ns_dtype
-        return jnp.bfloat16 if np.dtype(dtype) == np.float32 else dtype
+        wide = np.dtype(ns_dtype) in (np.float64, np.complex128)  # complex numbers have no half precision
+        return jnp.complex128 if wide else jnp.complex64
 
     def carried(dtype: Any) -> Any:
         """The dtype in which matrices travel: of half precision only the one with float32's range."""

@@ -23,12 +23,13 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.blocks import Blocks, all_finite, blocks_of, misfit, stacked
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import Refresh, all_finite
+from ..matrix.products import product
+from ..matrix.refresh import Refresh
 from ..matrix.roles import OTHER_LEAVES
-from ..matrix.roots import inverse_root, product
+from ..matrix.roots import inverse_root
 from ..matrix.stage import matrix_stage, numbers, of_each
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule

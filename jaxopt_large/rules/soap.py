@@ -23,12 +23,22 @@ from .._hyperparameters import (
 from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
-from ..matrix.blocks import Blocks, blocks_of, misfit, stacked
+from ..matrix.blocks import (
+    Blocks,
+    all_finite,
+    blocks_of,
+    chosen,
+    misfit,
+    parts_of,
+    stacked,
+    with_parts,
+)
 from ..matrix.norms import frobenius
 from ..matrix.plan import MatrixPlan, checked_matrices
-from ..matrix.refresh import Refresh, all_finite, chosen
+from ..matrix.products import product
+from ..matrix.refresh import Refresh
 from ..matrix.roles import OTHER_LEAVES
-from ..matrix.roots import first_basis, product, refreshed_basis, values_along
+from ..matrix.roots import first_basis, refreshed_basis, values_along
 from ..matrix.stage import matrix_stage, numbers, of_each
 from ._full_matrix_rule import full_matrix_rule
 from ._registry import rule
@@ -102,8 +112,7 @@ def scale_by_soap(
         g = bounded(g, cut.rows * cut.columns)
         mu = ema(kept.mu, g, d1)
         blocks, means, nu = (stacked(cut.split(x)) for x in (g, mu, kept.nu))
-        old = [getattr(kept, name) for name in _Bases._fields]
-        bases = _Bases(*map(stacked, old))
+        bases = parts_of(kept, _Bases)
         bases = jax.lax.cond(shared.number == 1, lambda b: _begun(cut, b, blocks, d3), lambda b: b, bases)
         nu = ema(nu, jnp.square(_into(cut, bases, blocks)), d2)
         root = plus(jnp.sqrt(nu / shared.nu), eps)
@@ -113,8 +122,7 @@ def scale_by_soap(
         bases = jax.lax.cond(shared.number > 1, lambda b: _moved(cut, b, blocks, d3), lambda b: b, bases)
         due = schedule.is_due(shared.number, kept.numbers, len(g), cut.total) & (shared.number > 1)
         bases, nu = schedule.run(due, lambda x: _refreshed(cut, *x), (bases, nu))
-        new = {name: x.reshape(y.shape) for name, x, y in zip(_Bases._fields, bases, old, strict=True)}
-        return cut.joined(made), kept._replace(mu=mu, nu=cut.joined(nu), **new)
+        return cut.joined(made), with_parts(kept, bases)._replace(mu=mu, nu=cut.joined(nu))
 
     def factor(side: str) -> Any:
         return of_each(lambda matrix: blocks_of(matrix[0], matrix[1], block).factor(side))

@@ -76,12 +76,11 @@ def test_jumps_are_survived(case, jump):
     assert all(np.any(u) for u in updates)
 
 
-@in_turn("case", RULES, "scale", [1e-12, 1e12])
+# Kron's factors are fitted at a rate, from the size of the first gradient
+@in_turn("case", [c for c in RULES if c.name != "kron"], "scale", [1e-12, 1e12])
 def test_updates_mind_no_scale_in_float32(case, scale):
     """As the papers' do, whose eps are relative or 0."""
     settings = {"eps": 0.0} if case.name in ("muon", "normuon", "scion", "dion", "soap", "shampoo") else {}
-    if case.name == "kron":
-        pytest.skip("its factors are fitted at a rate, from the size of the first gradient")
     grads, tree, seen = leaf(5, 4, 8, 12), {"w": leaf(3, 8, 12)}, []
     for by in (1.0, scale):
         rule = case.precise(**settings)
