@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._axes import reduction_axes, sum_over_shards
+from ._axes import reduction_axes, sum_over_shards, window_of
 from ._errors import SCHEDULED, check_hyperparameters, message
+from ._leaf_step import Place, leaf_step, measured_leaf, most
 from ._masks import spread
-from ._numerics import as_scalar, is_complex, real_dtype, widest
+from ._numerics import as_scalar
 from ._paths import difference, leaf_paths
-from ._stage import LeafStep, Stage
+from ._stage import LeafStep, PartStep, PartSums, Stage
 from ._types import Params, State, Updates
+from ._window import Window
 from .tracing.calls import named_call
 
 
@@ -71,11 +73,17 @@ class Segment:
 
     def __init__(self, who: str, stages: tuple[Stage, ...], is_last: bool):
         self._stages = stages
-        is_whole = any(stage.needs == "leaf" for stage in stages)
-        told = LeafStep(who, "leaf" if is_whole else "elements")
-        step = functools.partial(_leaf_step, stages, is_last)
+        needs = {stage.needs for stage in stages}
+        self._by_part = "axes" in needs and "leaf" not in needs
+        told = PartStep(who, "axes") if self._by_part else LeafStep(who, most(needs))
+        step = functools.partial(leaf_step, stages, is_last)
         self._step = named_call(step, f"{who}_step", told, told, static_argnums=(0, 1))
-        self._measure = jax.jit(functools.partial(_measured, stages[0]))
+        measure = functools.partial(measured_leaf, stages[0])
+        if self._by_part:
+            sums = PartSums(who)
+            self._measure = named_call(measure, f"{who}_sums", sums, sums, static_argnums=0)
+        else:
+            self._measure = jax.jit(measure, static_argnums=0)
 
     def run(
         self,
@@ -84,19 +92,23 @@ class Segment:
         values: list[Any],
         states: Sequence[Any],
         params: Params | None,
+        extra: dict[str, Any],
     ) -> tuple[list[Array], list[Any]]:
         """The updates, and the states of the stages."""
         stages = self._stages
+        places = self._places(walk)
         states = states[: len(stages)]
         fields = [leaf_fields(walk, s, st) for s, st in zip(stages, states, strict=True)]
         active = list(zip(*(_active(walk, s, params) for s in stages), strict=True))
-        given = [shared_values(walk.who, s, st) for s, st in zip(stages, states, strict=True)]
+        given = [shared_values(walk.who, s, st, extra) for s, st in zip(stages, states, strict=True)]
         kept = [without_leaves(s, st) for s, st in zip(stages, states, strict=True)]
         sums: list[Any] = [None] * len(updates)
         if stages[0].measure is not None and updates:
             measured = [
-                self._measured(a[0], given[0], as_seen(stages[0], kept[0]), g, p, f[0])
-                for a, g, p, f in zip(active, updates, values, zip(*fields, strict=True), strict=True)
+                self._measured(a[0], at.leaf, given[0], as_seen(stages[0], kept[0]), at.starts, g, p, f[0])
+                for a, at, g, p, f in zip(
+                    active, places, updates, values, zip(*fields, strict=True), strict=True
+                )
             ]
             sums = _over_shards(walk.who, measured)
         after = list(kept)
@@ -108,9 +120,10 @@ class Segment:
             own, after[n] = _leaf_keys(stage, kept[n], after[n], len(updates))
             keys.append(own)
         results = [
-            self._step(a, original.dtype, tuple(given), tuple(ks), g, p, f, m)
-            for a, original, ks, g, p, f, m in zip(
+            self._step((a, at.leaf), original.dtype, tuple(given), tuple(ks), at.starts, g, p, f, m)
+            for a, at, original, ks, g, p, f, m in zip(
                 active,
+                places,
                 walk.leaves,
                 zip(*keys, strict=True),
                 updates,
@@ -126,96 +139,28 @@ class Segment:
         ]
         return [u for u, _ in results], new
 
-    def _measured(self, is_active: bool, *args: Any) -> Any:
+    def _places(self, walk: Walk) -> list[Place]:
+        """What a step may know of where each leaf is."""
+        stages, count = self._stages, len(walk.leaves)
+        told: Sequence[tuple[Any, ...]] = [(None,) * len(stages)] * count
+        if any(stage.by_path for stage in stages):
+            paths = leaf_paths(walk.updates)
+            told = [tuple(s.by_path(path) if s.by_path else None for s in stages) for path in paths]
+        windows: list[Window | None] = [None] * count
+        if self._by_part and reduction_axes():
+            keyed = jax.tree_util.tree_flatten_with_path(walk.updates)[0]
+            windows = [window_of(key) for key, _ in keyed]
+        return [
+            Place((t, None if w is None else tuple(w.whole)), None if w is None else tuple(w.starts))
+            for t, w in zip(told, windows, strict=True)
+        ]
+
+    def _measured(self, is_active: bool, leaf: Any, *args: Any) -> Any:
         """The sums of a leaf; zeros of one that the stage leaves out."""
         if is_active:
-            return self._measure(*args)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self._measure, *args))
-
-
-def _leaf_step(
-    stages: tuple[Stage, ...],
-    rounds: bool,
-    active: tuple[bool, ...],
-    original: Any,
-    given: tuple[Any, ...],
-    kept: tuple[Any, ...],
-    grad: Array,
-    param: Any,
-    fields: Any,
-    sums: Any,
-) -> tuple[Array, tuple[dict[str, Array], ...]]:
-    """All stages on one leaf: cast once on the way in, round once on the way out.
-
-    Args:
-      stages: run in order.
-      rounds: is the update rounded? Not between segments.
-      active: does a stage act on this leaf?
-      original: the dtype of the gradient that the rule was given.
-      given: what all leaves share, for each stage.
-      kept: the state of each stage, with what all leaves share in it.
-      grad: the gradient, or the update of the segment before.
-      param: the parameter, if a stage reads it.
-      fields: the arrays of this leaf in the state of each stage.
-      sums: what the first stage has measured.
-    """
-    dtype, real = dtypes_of(original, grad, param, fields)
-    update = grad.astype(dtype)
-    wide_param = None if param is None else param.astype(dtype)
-    new_fields = []
-    for n, (stage, on) in enumerate(zip(stages, active, strict=True)):
-        if not on:
-            new_fields.append(fields[n])
-            continue
-        wide = widened(stage, kept[n], fields[n], dtype)
-        args = (as_real(given[n], real), update, wide_param, wide)
-        measured = () if n or stage.measure is None else (as_real(sums, real),)
-        update, new = stage.step(*args, *measured)
-        new_fields.append({name: rounded(getattr(new, name), x.dtype) for name, x in fields[n].items()})
-    return (rounded(update, out_dtype(original, param, dtype)) if rounds else update), tuple(new_fields)
-
-
-def _measured(stage: Stage, given: Any, kept: Any, grad: Array, param: Any, fields: Any) -> Any:
-    """The sums of one leaf, float32 or wider."""
-    dtype, real = dtypes_of(grad.dtype, grad, param, (fields,))
-    wide_param = None if param is None else param.astype(dtype)
-    wide = widened(stage, kept, fields, dtype)
-    return stage.measure(as_real(given, real), grad.astype(dtype), wide_param, wide)  # type: ignore[misc]
-
-
-def dtypes_of(original: Any, grad: Array, param: Any, fields: Any) -> tuple[Any, Any]:
-    """In which dtype a leaf is worked on, and its real counterpart."""
-    given = [original, *(x.dtype for x in jax.tree.leaves((grad, param)))]
-    kept_complex = [x.dtype for x in jax.tree.leaves(fields) if is_complex(x)]
-    dtype = widest(*given, *kept_complex)
-    return dtype, real_dtype(dtype)
-
-
-def out_dtype(original: Any, param: Any, dtype: Any) -> Any:
-    """The dtype of the update: the gradient's, where that is a floating one."""
-    out = original if jnp.issubdtype(original, jnp.inexact) else real_dtype(dtype)
-    given = [original, *(x.dtype for x in jax.tree.leaves(param))]
-    if dtype.kind == "c" and any(jnp.issubdtype(d, jnp.complexfloating) for d in given):
-        return widest(out, dtype)
-    return out
-
-
-def widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> Any:
-    """The state of one leaf, its arrays in the leaf's dtype."""
-    real = real_dtype(dtype)
-    wide = {name: x.astype(real if stage.kinds[name].real else dtype) for name, x in fields.items()}
-    return kept._replace(**wide) if wide else kept
-
-
-def as_real(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def rounded(x: Array, dtype: Any) -> Array:
-    """In another dtype; of complex numbers without an imaginary part, the real one."""
-    if is_complex(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        x = x.real
-    return x.astype(dtype)
+            return self._measure(leaf, *args)
+        found = jax.eval_shape(functools.partial(self._measure, leaf), *args)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
 
 
 def _over_shards(who: str, measured: list[Any]) -> list[Any]:
@@ -239,9 +184,14 @@ def _over_shards(who: str, measured: list[Any]) -> list[Any]:
     return treedef.unflatten(found)
 
 
-def shared_values(who: str, stage: Stage, state: State) -> Any:
+def shared_values(who: str, stage: Stage, state: State, extra: dict[str, Any]) -> Any:
     """What all leaves share; what a user's schedule returns is checked first."""
-    found = stage.shared(without_leaves(stage, state)) if stage.shared else None
+    missing = [name for name in stage.extra if extra.get(name) is None]
+    if missing:
+        do = f"Call update(grads, state, params, {missing[0]}=...)"
+        raise TypeError(message(who, f"{' and '.join(missing)} needed, got None", do=do))
+    further = {name: extra[name] for name in stage.extra}
+    found = stage.shared(without_leaves(stage, state), **further) if stage.shared else None
     if stage.scheduled:
         check_hyperparameters(who, **{stage.scheduled: (found, SCHEDULED)})
         found = as_scalar(found)
@@ -302,5 +252,5 @@ def rebuilt(walk: Walk, stage: Stage, before: Any, now: Any, fields: list[dict[s
     new |= {name: getattr(before, name) for name in stage.of_none}
     for name in stage.of_all:
         old, made = getattr(before, name), getattr(now, name)
-        new[name] = stage.kinds[name].next(old) if made is old else made
+        new[name] = stage.kinds[name].next(old, before) if made is old else made
     return stage.state._replace(**new)

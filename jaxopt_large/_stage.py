@@ -12,8 +12,9 @@ from ._errors import message
 from ._state_fields import LeafField, SharedField, StaticField
 from ._states import described
 from ._types import State
+from .tracing.calls import ByWindow
 
-Needs = Literal["elements", "leaf"]
+Needs = Literal["elements", "axes", "leaf"]
 _NO_STATE = optax.EmptyState()
 
 
@@ -23,6 +24,18 @@ class LeafStep:
 
     who: str
     needs: Needs
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStep(LeafStep, ByWindow):
+    """The call of a step that knows which part of its leaf it has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSums(ByWindow):
+    """The call that makes what such a part adds to the sums of its leaf."""
+
+    who: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +57,14 @@ class Stage:
         the sums over all leaves. It needs `measure`. A shared field that it leaves as it was, the same
         object, goes on by itself.
       needs: what a step must see. "elements": each element depends on its own and on what is shared; devices
-        may hold shares of a leaf. "leaf": a whole leaf, such as rows, columns or a matrix product.
+        may hold shares of a leaf. "axes": also the leaf's size, and sums along its axes, which it has from
+        `measure`; both use `size_of`, `sum_along` and `along`. "leaf": a whole leaf, as matrix products do.
       needs_params: whether the parameter is read.
       mask: a glob, a tree of booleans, a prefix of one, or a function from parameters to one. Where it is
         False the stage passes the gradient on and keeps its fields.
       scheduled: the name of the hyper-parameter that a schedule gives, as `shared`.
+      extra: names of further arguments of `update`, which `shared` gets by keyword.
+      by_path: from a leaf's path, what `step` and `measure` get as `place`: static, and comparable.
     """
 
     step: Callable[..., tuple[Array, Any]]
@@ -60,8 +76,12 @@ class Stage:
     needs_params: bool = False
     mask: Any = None
     scheduled: str = ""
+    extra: tuple[str, ...] = ()
+    by_path: Callable[[str], Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.extra and self.shared is None:
+            raise ValueError(message("Stage", f"extra is {self.extra}, and shared, which gets them, is None"))
         if self.combine is not None and self.measure is None:
             raise ValueError(
                 message("Stage", "combine is given without measure", do="Say what is to be summed")

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._numerics import accumulation_dtype, real_dtype, safe_increment
+from ._axes import window_of
+from ._numerics import accumulation_dtype, real_dtype, safe_increment, scalar_dtype
+from ._paths import leaf_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +22,24 @@ class LeafField:
       dtype: by default the accumulation dtype. A field of complex parameters stays complex.
       real: whether the field is real even where parameters are complex, as a mean of squares is.
       shape: the parameter's shape -> the field's; by default the same.
+      by_path: whether `shape` is given the parameter's path too.
     """
 
     value: Any
     dtype: Any = None
     real: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+    shape: Callable[..., tuple[int, ...]] | None = None
+    by_path: bool = False
 
     def begin(self, who: str, params: Any) -> Any:
         """The field of a rule's state: a tree like the parameters."""
         del who
-        return jax.tree.map(self.initial, params)
+        if self.shape is None:
+            return jax.tree.map(self.initial, params)
+        keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+        paths = leaf_paths(params) if self.by_path else [""] * len(keyed)
+        made = [self._shaped(x, key, path) for (key, x), path in zip(keyed, paths, strict=True)]
+        return treedef.unflatten(made)
 
     def dtype_for(self, param: Array) -> Any:
         """The dtype of a parameter's array."""
@@ -46,9 +55,16 @@ class LeafField:
         dtype = self.dtype_for(param)
         if self.value is None:
             return param.astype(dtype)
-        if self.shape is None:
-            return jnp.full_like(param, self.value, dtype=dtype)
-        return jnp.full(self.shape(param.shape), self.value, dtype)
+        return jnp.full_like(param, self.value, dtype=dtype)
+
+    def _shaped(self, param: Array, key: Any, path: str) -> Array:
+        """A parameter's array in a shape of its own: that of the whole parameter, where this is a part."""
+        window = window_of(key)
+        whole = tuple(param.shape if window is None else window.whole)
+        shape = self.shape(whole, path) if self.by_path else self.shape(whole)  # type: ignore[misc]
+        if shape == whole:  # divided as the parameter is
+            return jnp.full_like(param, self.value, dtype=self.dtype_for(param))
+        return jnp.full(shape, self.value, self.dtype_for(param))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +73,12 @@ class SharedField:
 
     Attributes:
       initial: what it begins with, when called.
-      next: what it is after a step that says nothing else; by default the same.
+      next: from the field and the whole state, what it is after a step that says nothing else; by default
+        the same.
     """
 
     initial: Callable[[], Array]
-    next: Callable[[Array], Array] = lambda x: x
+    next: Callable[[Array, Any], Array] = lambda x, state: x
 
     def begin(self, who: str, params: Any) -> Array:
         """The field, whatever the parameters."""
@@ -93,28 +110,34 @@ def first_parameters(dtype: Any = None) -> Any:
 
 
 def shaped(
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]],
+    shape: Callable[..., tuple[int, ...]],
     value: Any = 0.0,
     dtype: Any = None,
     *,
     real: bool = False,
+    by_path: bool = False,
 ) -> Any:
     """`value` in a shape made of each parameter's: row and column statistics, say.
 
-    >>> shaped(lambda shape: shape[:-1]).initial(jnp.ones((4, 8))).shape
+    Inside a mapped axis each device has the whole of it: it is small, and of the whole parameter.
+
+    >>> shaped(lambda shape: shape[:-1]).begin("rule", jnp.ones((4, 8))).shape
     (4,)
     """
-    return LeafField(value, dtype, real, shape)
+    return LeafField(value, dtype, real, shape, by_path)
 
 
 def count() -> Any:
     """Steps taken: an int32 that stays at the largest instead of wrapping."""
-    return SharedField(lambda: jnp.zeros((), jnp.int32), safe_increment)
+    return SharedField(lambda: jnp.zeros((), jnp.int32), lambda x, state: safe_increment(x))
 
 
-def shared(value: Any, dtype: Any = jnp.float32) -> Any:
-    """A number for all parameters, which `Stage.combine` moves."""
-    return SharedField(lambda: jnp.asarray(value, dtype))
+def shared(value: Any, dtype: Any = None, *, next: Callable[[Array, Any], Array] | None = None) -> Any:
+    """A number for all parameters, which `Stage.combine` moves, or `next` from itself and the state.
+
+    By default it is float32, float64 under x64.
+    """
+    return SharedField(lambda: jnp.asarray(value, dtype or scalar_dtype()), next or (lambda x, state: x))
 
 
 def random_key(seed: int) -> Any:

@@ -6,14 +6,20 @@ single rounding at the end, one traced function per distinct leaf shape, sums ov
 that share them, and the errors that name a leaf.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ._axes import windows
 from ._errors import Problems, message
 from ._masks import spread
+from ._parts import along as along
+from ._parts import shape_of as shape_of
+from ._parts import size_of as size_of
+from ._parts import sum_along as sum_along
 from ._paths import leaf_paths
 from ._segments import Segment, Walk, segments_of
 from ._stage import Stage as Stage
@@ -55,7 +61,6 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        del extra
         states = state if chained else (state,)
         check_states(who, stages, states, state)
         if needs_params and params is None:
@@ -66,7 +71,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
         values = walk.aligned(params, "params") if needs_params else [None] * len(walk.leaves)
         made, new = list(walk.leaves), []
         for segment in segments:
-            made, kept = segment.run(walk, made, values, states[len(new) :], params)
+            made, kept = segment.run(walk, made, values, states[len(new) :], params, extra)
             new += kept
         return walk.treedef.unflatten(made), tuple(new) if chained else new[0]
 
@@ -97,7 +102,9 @@ def _segments(who: str, stages: Sequence[Stage]) -> list[Segment | MatrixSegment
 
 
 def _init_stage(who: str, stage: Stage, params: Params) -> State:
-    return stage.state._replace(**{name: kind.begin(who, params) for name, kind in stage.kinds.items()})
+    # who needs whole leaves takes what it gets for one; placement refuses it
+    with windows({}) if stage.needs == "leaf" else contextlib.nullcontext():
+        return stage.state._replace(**{name: kind.begin(who, params) for name, kind in stage.kinds.items()})
 
 
 def _check_params(who: str, params: Params) -> None:

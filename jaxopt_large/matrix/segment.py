@@ -12,22 +12,11 @@ from jaxtyping import Array
 from .._axes import reduction_axes
 from .._compat import as_varying, shard_map
 from .._errors import message
+from .._leaf_step import as_real, dtypes_of, out_dtype, rounded, widened
 from .._numerics import times
 from .._partition import normal_spec
 from .._paths import leaf_paths
-from .._segments import (
-    Walk,
-    as_real,
-    as_seen,
-    dtypes_of,
-    leaf_fields,
-    out_dtype,
-    rebuilt,
-    rounded,
-    shared_values,
-    widened,
-    without_leaves,
-)
+from .._segments import Walk, as_seen, leaf_fields, rebuilt, shared_values, without_leaves
 from .._stage import Stage
 from .._types import Params
 from ..tracing.calls import named_call
@@ -58,13 +47,14 @@ class MatrixSegment:
         values: list[Any],
         states: Sequence[Any],
         params: Params | None,
+        extra: dict[str, Any],
     ) -> tuple[list[Array], list[Any]]:
         """The updates, and the states of the stages."""
         del params
         stages, states = self._stages, states[: len(self._stages)]
         pairs = list(zip(stages, states, strict=True))
         fields = list(zip(*(leaf_fields(walk, s, st) for s, st in pairs), strict=True))
-        given = tuple(shared_values(walk.who, s, st) for s, st in pairs)
+        given = tuple(shared_values(walk.who, s, st, extra) for s, st in pairs)
         kept = [without_leaves(s, st) for s, st in pairs]
         seen = tuple(as_seen(s, k) for s, k in zip(stages, kept, strict=True))
         plan = states[0].matrices

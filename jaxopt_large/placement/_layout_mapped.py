@@ -20,7 +20,7 @@ from ._init_in_place import traced_init
 from ._layout import Layout
 from ._layout_jit import Options
 from ._reductions import ReductionError, refuse_reductions
-from ._specs import infer_specs, scales_in
+from ._specs import dimension_maps, infer_specs, scales_in
 
 
 def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options: Options) -> Layout:
@@ -59,6 +59,10 @@ def plan_shares(rule: Rule, params: Params, axis_name: str, shares: int, options
         if j in of_matrices:
             state.append(_field_cut(tuple(x.shape), of_matrices[j], shares))
             shapes.append(of_matrices[j])
+            continue
+        if f.param is None and f.owner is not None and _is_of_whole(tuple(x.shape), leaves[f.owner].shape):
+            state.append(None)  # small statistics of the whole parameter, on each device
+            shapes.append(tuple(x.shape))
             continue
         if f.param is None and x.size > 1:
             problems.add(
@@ -100,6 +104,11 @@ def _scale_cut(cut: Cut, order: tuple[int, ...], rank: int) -> Cut:
     if cut.dim != rank - 1:
         return Cut(dim, cut.size, cut.padded)
     return Cut(dim, blocks_of(cut.size), cut.padded // BLOCK)
+
+
+def _is_of_whole(shape: tuple[int, ...], param: tuple[int, ...]) -> bool:
+    """Are these some of a parameter's dimensions, whole?"""
+    return len(shape) < len(param) and next(dimension_maps(param, shape), None) is not None
 
 
 def _field_cut(part: tuple[int, ...], whole: tuple[int, ...], shares: int) -> Cut | None:

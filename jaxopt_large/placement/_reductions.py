@@ -13,7 +13,7 @@ import jax
 
 from .._compat import like_varying
 from .._errors import message
-from .._stage import LeafStep
+from .._stage import LeafStep, PartStep, PartSums
 from .._types import Params, Rule, State, Updates
 from ..matrix.stage import MatrixStep
 from ..passes.codecs import codec_of
@@ -147,8 +147,10 @@ class _Shares(Lattice[_Value]):
         if codec_of(equation):
             return [most] * count  # it knows which part of a leaf it has, and its blocks are not divided
         told = meaning_of(equation)
-        if isinstance(told, MatrixStep):
-            return [most] * count  # it gathers what it works on, and gives shares back
+        if isinstance(told, MatrixStep | PartStep):
+            return [most] * count  # it knows where its part lies, and gives shares back
+        if isinstance(told, PartSums):
+            return [_Value(_Kind.PARTIAL, f"{told.who} adds up its part of a leaf")] * count
         # what a rule says it needs is believed; that it needs no more than elements is looked at
         if isinstance(told, LeafStep) and told.needs == "leaf" and most.kind is _Kind.SHARE:
             return [_Value(_Kind.PARTIAL, f"{told.who} works on whole leaves")] * count

@@ -1,0 +1,87 @@
+"""What a step may know of the leaf that it has a part of: how large it is, and sums along its axes.
+
+Inside a mapped axis a device may have a share of each leaf. A stage that needs "axes" is written as for whole
+leaves, with the functions below in the place of `x.size`, `jnp.sum` and broadcasting.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._axes import declared
+from ._window import Window
+
+_part: ContextVar[Window | None] = ContextVar("part", default=None)
+
+
+@contextlib.contextmanager
+def part_of(window: Window | None) -> Iterator[None]:
+    """Declares that the leaf at hand is this window of the whole one; None: it is whole."""
+    with declared(_part, window):
+        yield
+
+
+def size_of(x: Array) -> int:
+    """How many elements the leaf has of which `x` is here.
+
+    >>> size_of(jnp.ones((2, 3)))
+    6
+    """
+    window = _part.get()
+    return x.size if window is None else math.prod(window.whole)
+
+
+def shape_of(x: Array) -> tuple[int, ...]:
+    """The shape of the leaf of which `x` is here."""
+    window = _part.get()
+    return x.shape if window is None else window.whole
+
+
+def sum_along(x: Array, axes: Sequence[int]) -> Array:
+    """The sum along axes of the whole leaf, in the shape of its other axes; of a part, what it adds to that.
+
+    >>> sum_along(jnp.ones((2, 3)), (1,)).tolist()
+    [3.0, 3.0]
+    """
+    window = _part.get()
+    if window is None:
+        return jnp.sum(x, axis=tuple(axes))
+    kept = [d for d in range(len(window.whole)) if d not in axes]
+    shape = tuple(window.whole[d] for d in kept)
+    if len(window.starts) == len(window.whole):
+        sums = jnp.sum(x, axis=tuple(axes))
+        places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
+        return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places)].add(sums, mode="drop") if kept else sums
+    places = _coordinates(x, window)
+    return jnp.zeros(shape, x.dtype).at[tuple(places[d] for d in kept)].add(x.reshape(-1), mode="drop")
+
+
+def along(values: Array, axes: Sequence[int], x: Array) -> Array:
+    """What belongs to all axes of the whole leaf but some, beside each element of `x`.
+
+    >>> along(jnp.array([1.0, 2.0]), (1,), jnp.ones((2, 3))).shape
+    (2, 1)
+    """
+    window = _part.get()
+    if window is None:
+        return jnp.expand_dims(values, tuple(axes))
+    kept = [d for d in range(len(window.whole)) if d not in axes]
+    if len(window.starts) == len(window.whole):
+        places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
+        here = values.at[jnp.ix_(*places)].get(mode="clip") if kept else values
+        return jnp.expand_dims(here, tuple(axes))
+    places = _coordinates(x, window)
+    return values.at[tuple(places[d] for d in kept)].get(mode="clip").reshape(x.shape)
+
+
+def _coordinates(x: Array, window: Window) -> list[Array]:
+    """Where each element of a run of the flattened leaf lies; those behind its end lie outside."""
+    index, found = window.starts[0] + jnp.arange(x.size), []
+    for length in reversed(window.whole[1:]):
+        found.append(index % length)
+        index = index // length
+    return [index, *reversed(found)]
