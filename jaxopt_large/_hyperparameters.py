@@ -11,12 +11,12 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 
-from ._errors import DECAY, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, is_rule, number_problem
+from ._errors import DECAY, DECAYING, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, is_rule, number_problem
 from ._types import Scalar, ScalarOrSchedule
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -127,6 +127,35 @@ class _Axes:
             types.add(f"{name} are no axes, got {value!r}", allowed="a name, or a tuple of names")
 
 
+class _Pair:
+    """Two decay rates."""
+
+    plain = tuple[float, float]
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            types.add(f"{name} is no pair, got {value!r}", allowed="two numbers in [0, 1)")
+            return
+        for n, each in enumerate(value):
+            number_problem(f"{name}[{n}]", each, DECAY, types, values)
+
+
+class _LeafAxes:
+    """Axes of leaves, by glob: positions, counted from the end where negative."""
+
+    plain = dict[str, list[int]]
+
+    def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
+        del values
+        if not isinstance(value, Mapping):
+            types.add(f"{name} is no mapping, got {value!r}", allowed="globs and the axes of leaves there")
+            return
+        for glob, axes in value.items():
+            fits = isinstance(axes, tuple | list) and all(type(axis) is int for axis in axes)
+            if not isinstance(glob, str) or not fits or len(set(axes)) < len(axes):
+                types.add(f"{name} of {glob!r} are no axes, got {axes!r}", allowed="whole numbers, each once")
+
+
 class _AnotherRule:
     """A rule."""
 
@@ -139,9 +168,13 @@ class _AnotherRule:
 
 
 FLOATING, LEAVES, COUNT = _Floating(), _Leaves(), _Count()
+PAIR, LEAF_AXES = _Pair(), _LeafAxes()
 ROLES, GLOB, AXES, RULE = _Roles(), _Glob(), _Axes(), _AnotherRule()
 
 Decay: TypeAlias = Annotated[Scalar, DECAY]  # in [0, 1)
+DecayOrSchedule: TypeAlias = Annotated[ScalarOrSchedule, DECAYING]  # in [0, 1), or a schedule
+Decays: TypeAlias = Annotated[Any, PAIR]  # two, in [0, 1)
+LeafAxes: TypeAlias = Annotated[Any, LEAF_AXES]  # glob -> axes
 NonNegative: TypeAlias = Annotated[Scalar, NON_NEGATIVE]
 Positive: TypeAlias = Annotated[Scalar, POSITIVE]
 Rate: TypeAlias = Annotated[ScalarOrSchedule, RATE]  # >= 0, or a schedule

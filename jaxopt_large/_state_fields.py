@@ -140,6 +140,19 @@ def shared(value: Any, dtype: Any = None, *, next: Callable[[Array, Any], Array]
     return SharedField(lambda: jnp.asarray(value, dtype or scalar_dtype()), next or (lambda x, state: x))
 
 
-def random_key(seed: int) -> Any:
-    """A random key, another one after each step; a leaf's step sees one of its own."""
-    return SharedField(lambda: jax.random.key(seed))
+def random_key(seed: Any) -> Any:
+    """A random key, another one after each step; a leaf's step sees one of its own.
+
+    `seed` is a whole number or a key; one of the old kind, two numbers, is made a new one.
+    """
+
+    def start() -> Array:
+        if not hasattr(seed, "dtype") or (
+            not seed.ndim and not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+        ):
+            return jax.random.key(seed)
+        if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+            return jax.random.clone(seed)
+        return jax.random.wrap_key_data(seed)
+
+    return SharedField(start)

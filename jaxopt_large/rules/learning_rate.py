@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
+from .._errors import SCHEDULED, check_hyperparameters
 from .._hyperparameters import Rate, checked
-from .._numerics import like, times
+from .._numerics import as_scalar, like, times
 from .._types import Rule, Scalar, ScalarOrSchedule
 from ..leafwise import Stage, count, lift
 
@@ -55,6 +56,18 @@ def scaled(learning_rate: ScalarOrSchedule, ratio: Scalar) -> ScalarOrSchedule:
     if callable(learning_rate):
         return lambda count: ratio * learning_rate(count)
     return ratio * learning_rate
+
+
+def value_at(value: ScalarOrSchedule, count: Int[Array, ""]) -> Scalar:
+    """A hyper-parameter at a step: what a schedule gives, or the constant."""
+    return value(count) if callable(value) else value
+
+
+def checked_rate(who: str, learning_rate: ScalarOrSchedule, count: Int[Array, ""]) -> Float[Array, ""]:
+    """The learning rate at a step, of a rule that has it inside; what a schedule gives is looked at."""
+    rate = value_at(learning_rate, count)
+    check_hyperparameters(who, learning_rate=(rate, SCHEDULED))
+    return as_scalar(rate)
 
 
 def scheduled(step: Any, name: str, value: ScalarOrSchedule, **options: Any) -> Stage:

@@ -1,5 +1,6 @@
 """Decoupled weight decay (Loshchilov and Hutter 2019)."""
 
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,3 +43,10 @@ def add_decayed_weights(weight_decay: Rate = 0.0, mask: Mask = None, *, cautious
 
     stage = scheduled(step, "weight_decay", weight_decay, needs_params=True, mask=mask)
     return lift("add_decayed_weights", stage, chained=False)
+
+
+def decay_of(weight_decay: Any, mask: Any = None) -> tuple[Rule, ...]:
+    """The decay of a rule that may have one; none where it is the Python number 0, and nothing is read."""
+    if isinstance(weight_decay, numbers.Real) and weight_decay == 0:
+        return ()
+    return (add_decayed_weights(weight_decay, mask),)

@@ -1,20 +1,8 @@
-"""The rules in NumPy float64, written from the papers, on one array.
-
-Each oracle is a function (gradients of all steps, first parameter, hyper-parameters) -> the parameter
-after each step, with the name of its rule. Nothing here is shared with the library.
-"""
+"""The first rules."""
 
 import numpy as np
 
-
-def tried(rate=0.01, peer=None, **settings):
-    """With which settings the contracts try a rule, and the name that optax has for it, if another."""
-
-    def mark(oracle):
-        oracle.rate, oracle.peer, oracle.settings = rate, peer or oracle.__name__, settings
-        return oracle
-
-    return mark
+from ._tried import tried
 
 
 @tried(peer="sgd")

@@ -1,0 +1,92 @@
+"""Second moments kept as sums along two axes of a leaf, which ones its path may say."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._errors import message
+from .._paths import first_match
+from ..leafwise import along, shape_of, sum_along
+
+Shape = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """The two axes along which a leaf is factored."""
+
+    row: int  # sums along it are the field without it
+    col: int
+
+
+class Factoring:
+    """Which leaves are factored, along which axes.
+
+    Attributes:
+      who: the rule's name, for errors.
+      axes: glob -> the two axes, or none to keep the whole; the first match wins.
+      smallest: an axis of fewer elements is not factored.
+    """
+
+    def __init__(self, who: str, axes: Mapping[str, Any] | None, smallest: int = 1):
+        self.who, self.smallest = who, smallest
+        self.axes = {glob: tuple(pair) for glob, pair in (axes or {}).items()}
+        for glob, pair in self.axes.items():
+            if len(pair) not in (0, 2):
+                wrong = f"axes of {glob!r} are no pair, got {pair!r}"
+                raise ValueError(message(who, wrong, allowed="two axes, or () to keep the whole"))
+
+    def told(self, path: str) -> Any:
+        """What a leaf's path says: a pair of axes, () for none, or None where it says nothing."""
+        glob = first_match(list(self.axes), path)
+        return None if glob is None else self.axes[glob]
+
+    def pair(self, shape: Shape, told: Any) -> Pair | None:
+        """The axes of a leaf of this shape; None where it is kept whole."""
+        if told == () or len(shape) < 2:
+            return None
+        axes = (-2, -1) if told is None else told
+        if any(not -len(shape) <= axis < len(shape) for axis in axes):
+            raise ValueError(message(self.who, f"axes {axes!r} are outside a leaf of shape {shape}"))
+        one, other = sorted(axis % len(shape) for axis in axes)
+        if told is None and min(shape[one], shape[other]) < self.smallest:
+            return None
+        # without its longer axis first, as optax has them
+        return Pair(other, one) if shape[other] >= shape[one] else Pair(one, other)
+
+    def row_shape(self, shape: Shape, path: str) -> Shape:
+        return self._without(shape, path, 0)
+
+    def col_shape(self, shape: Shape, path: str) -> Shape:
+        return self._without(shape, path, 1)
+
+    def whole_shape(self, shape: Shape, path: str) -> Shape:
+        return shape if self.pair(shape, self.told(path)) is None else (1,)
+
+    def _without(self, shape: Shape, path: str, which: int) -> Shape:
+        pair = self.pair(shape, self.told(path))
+        if pair is None:
+            return (1,)
+        return tuple(n for d, n in enumerate(shape) if d != pair[which])
+
+    def means(self, square: Array, told: Any) -> tuple[Array, ...]:
+        """What a leaf, or the part that is here, adds to its means along both axes; none where it is whole."""
+        shape = shape_of(square)
+        pair = self.pair(shape, told)
+        return () if pair is None else tuple(sum_along(square, (axis,)) / shape[axis] for axis in pair)
+
+    def rooted(self, row: Array, col: Array, x: Array, told: Any) -> Array:
+        r"""One over the root of the product of both means over their common mean, beside each element."""
+        pair = self.pair(shape_of(x), told)
+        assert pair is not None
+        across = pair.col - (pair.row < pair.col)  # the other axis, in the field without the first
+        row = row / jnp.mean(row, axis=across, keepdims=True)
+        return along(1.0 / jnp.sqrt(row), (pair.row,), x) * along(1.0 / jnp.sqrt(col), (pair.col,), x)
+
+
+def by_path(shape: Callable[[Shape, str], Shape]) -> Any:
+    """A field of zeros whose shape depends on the leaf's path."""
+    from ..leafwise import shaped
+
+    return shaped(shape, real=True, by_path=True)

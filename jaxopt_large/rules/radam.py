@@ -1,0 +1,139 @@
+"""RAdam: Adam without its root until the mean square can be trusted (Liu et al. 2020)."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
+from .._numerics import (
+    abs_square,
+    as_decay,
+    as_scalar,
+    bias_correction,
+    bounded,
+    complement,
+    divide,
+    ema,
+    like,
+    over,
+    plus,
+    scalar_dtype,
+    times,
+)
+from .._types import Rule
+from ..leafwise import Stage, count, joined, lift, zeros
+from ._registry import rule
+from .adam import ScaleByAdamState
+from .learning_rate import scale_by_learning_rate
+from .weight_decay import decay_of
+
+__all__ = ["radam", "scale_by_radam"]
+
+
+class _Shared(NamedTuple):
+    """Corrections of the means, and how the root of the mean square is trusted."""
+
+    mu: Array
+    nu: Array
+    next_mu: Any  # of the step after, with Nesterov momentum
+    rectifier: Array
+    is_trusted: Array
+
+
+@checked
+def scale_by_radam(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    threshold: NonNegative = 5.0,
+    *,
+    nesterov: bool = False,
+) -> Rule:
+    r"""The direction of RAdam, see `radam`.
+
+    Raises:
+      ValueError: b1 or b2 is outside [0, 1), or another value negative.
+    """
+    d1, d2 = as_decay(b1), as_decay(b2)
+
+    def shared(kept: ScaleByAdamState) -> _Shared:
+        n = kept.count + 1
+        correction, longest = bias_correction(d2, n), 2.0 / complement(as_scalar(d2)) - 1.0
+        steps = n.astype(scalar_dtype())
+        length = longest - 2.0 * steps * (1.0 - correction) / correction
+        is_trusted = length >= as_scalar(threshold)
+        safe = jnp.where(length > 4.0, length, longest)  # a threshold below 4 has no root there
+        square = (safe - 4.0) * (safe - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * safe)
+        next_mu = bias_correction(d1, n + 1) if nesterov else None
+        return _Shared(bias_correction(d1, n), correction, next_mu, jnp.sqrt(square), is_trusted)
+
+    def step(shared: _Shared, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
+        del p
+        g = bounded(g)
+        mu, nu = ema(kept.mu, g, d1), ema(kept.nu, abs_square(g), d2)
+        if nesterov:
+            d = like(d1, g)
+            mu_hat = over(times(d, mu), shared.next_mu) + over(times(complement(d), g), shared.mu)
+        else:
+            mu_hat = over(mu, shared.mu)
+        root = jnp.sqrt(plus(nu / shared.nu, eps_root))
+        rectified = times(shared.rectifier, divide(mu_hat, plus(root, eps), eps))
+        return jnp.where(shared.is_trusted, rectified, mu_hat), kept._replace(mu=mu, nu=nu)
+
+    state = ScaleByAdamState(count=count(), mu=zeros(), nu=zeros(real=True))
+    return lift("scale_by_radam", Stage(step, state, shared), chained=False)
+
+
+@rule
+def radam(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    threshold: NonNegative = 5.0,
+    *,
+    nesterov: bool = False,
+    weight_decay: Rate = 0.0,
+    mask: Mask = None,
+) -> Rule:
+    r"""RAdam: the variance of Adam's early steps rectified.
+
+    $$\rho_\infty = 2/(1-b_2) - 1, \qquad \rho_t = \rho_\infty - 2 t b_2^t / (1-b_2^t)$$
+    $$r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}, \qquad
+      u_t = r_t \hat\mu_t / (\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon)
+      \;\text{ if } \rho_t \ge \tau, \text{ else } \hat\mu_t$$
+
+    with the means as in `adam`.
+
+    Args:
+      learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
+      b1: $b_1$ in [0, 1), decay of the mean gradient.
+      b2: $b_2$ in [0, 1), decay of the mean square.
+      eps: $\epsilon \ge 0$, outside the root; a coordinate whose denominator is 0 moves by 0.
+      eps_root: $\bar\epsilon \ge 0$, inside the root.
+      threshold: $\tau$, how many steps' worth of squares are enough; below 4 there is no $r_t$, and below 5 it
+        is small. PyTorch begins above 5, not at 5, and divides $\epsilon$ by $\sqrt{1-b_2^t}$.
+      nesterov: Nesterov momentum.
+      weight_decay: $\lambda$, like the learning rate; decoupled, and multiplied by it.
+      mask: which leaves decay: a glob over their paths, a tree of booleans, a prefix of one, or a function
+        from the parameters to one of these; all of them by default.
+
+    Returns:
+      The rule; its state holds `count`, `mu` and `nu`.
+
+    Raises:
+      ValueError: a value is out of range.
+      TypeError: a value is not a number.
+
+    Source: Liu et al. 2020, arXiv:1908.03265, algorithm 2.
+
+    >>> rule = jl.radam(0.5, eps=0.0)
+    >>> updates, state = rule.update(jnp.float32(1e-3), rule.init(jnp.float32(0.0)))
+    >>> round(float(updates), 6)  # the first steps are those of momentum
+    -0.0005
+    """
+    direction = scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov)
+    return joined("radam", direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))
