@@ -52,6 +52,12 @@ def reduction_axes(axis_name: str | tuple[str, ...] | None = None) -> tuple[str,
     return tuple(dict.fromkeys((*_sharded_over.get(), *given)))
 
 
+def max_over_shards(tree: Any) -> Any:
+    """The largest over all shares; `tree` itself when the leaves are whole."""
+    axes = reduction_axes()
+    return jax.lax.pmax(tree, axes) if axes else tree
+
+
 def sum_over_shards(tree: Any, axis_name: str | tuple[str, ...] | None = None) -> Any:
     """The sum over all shares; `tree` itself when the leaves are whole."""
     axes = reduction_axes(axis_name)

@@ -74,7 +74,12 @@ def leaf_step(
         measured = () if n or stage.measure is None else (as_real(sums, real),)
         with part_of(place.part):
             update, new = stage.step(*args, *measured, **place.told(n))
-        new_fields.append({name: rounded(getattr(new, name), x.dtype) for name, x in fields[n].items()})
+        new_fields.append(
+            {
+                name: jax.tree.map(lambda x, old: rounded(x, old.dtype), getattr(new, name), old)
+                for name, old in fields[n].items()
+            }
+        )
     return (rounded(update, out_dtype(original, param, dtype)) if rounds else update), tuple(new_fields)
 
 
@@ -111,7 +116,8 @@ def out_dtype(original: Any, param: Any, dtype: Any) -> Any:
 def widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> Any:
     """The state of one leaf, its arrays in the leaf's dtype."""
     real = real_dtype(dtype)
-    wide = {name: x.astype(real if stage.kinds[name].real else dtype) for name, x in fields.items()}
+    to = {name: real if stage.kinds[name].real else dtype for name in fields}
+    wide = {name: jax.tree.map(lambda x, d=to[name]: x.astype(d), field) for name, field in fields.items()}
     return kept._replace(**wide) if wide else kept
 
 

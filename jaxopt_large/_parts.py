@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -58,6 +59,31 @@ def sum_along(x: Array, axes: Sequence[int]) -> Array:
         return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places)].add(sums, mode="drop") if kept else sums
     places = _coordinates(x, window)
     return jnp.zeros(shape, x.dtype).at[tuple(places[d] for d in kept)].add(x.reshape(-1), mode="drop")
+
+
+class Largest(NamedTuple):
+    """In the place of a sum that a stage measures: a largest value, which goes over devices as such."""
+
+    value: Array
+
+
+def max_along(x: Array, axes: Sequence[int]) -> Largest:
+    """The largest along axes of the whole leaf, of values that are not negative; see `sum_along`.
+
+    >>> max_along(jnp.ones((2, 3)), (1,)).value.tolist()
+    [1.0, 1.0]
+    """
+    window = _part.get()
+    if window is None:
+        return Largest(jnp.max(x, axis=tuple(axes), initial=0.0))
+    kept = [d for d in range(len(window.whole)) if d not in axes]
+    zeros = jnp.zeros(tuple(window.whole[d] for d in kept), x.dtype)
+    if len(window.starts) == len(window.whole):
+        most = jnp.max(x, axis=tuple(axes), initial=0.0)
+        places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
+        return Largest(zeros.at[jnp.ix_(*places)].max(most, mode="drop") if kept else most)
+    places = _coordinates(x, window)
+    return Largest(zeros.at[tuple(places[d] for d in kept)].max(x.reshape(-1), mode="drop"))
 
 
 def along(values: Array, axes: Sequence[int], x: Array) -> Array:

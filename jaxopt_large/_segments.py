@@ -1,5 +1,6 @@
 """Stages that run together on every leaf: one traced function for each distinct leaf shape."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._axes import reduction_axes, sum_over_shards, window_of
+from ._axes import max_over_shards, reduction_axes, sum_over_shards, window_of
 from ._errors import SCHEDULED, check_hyperparameters, message
 from ._leaf_step import Place, leaf_step, measured_leaf, most
 from ._masks import spread
 from ._numerics import as_scalar
+from ._parts import Largest
 from ._paths import difference, leaf_paths
 from ._stage import LeafStep, PartStep, PartSums, Stage
 from ._types import Params, State, Updates
@@ -28,7 +30,11 @@ class Walk:
         self.who, self.updates = who, updates
         self.leaves, self.treedef = jax.tree.flatten(updates)
 
-    def aligned(self, tree: Any, what: str, *, any_shape: bool = False) -> list[Array]:
+    def aligned(self, tree: Any, what: str, *, is_shaped: bool = False) -> list[Any]:
+        """The leaves of another tree; of a field with shapes of its own, what there is for each leaf."""
+        if is_shaped:
+            with contextlib.suppress(ValueError):  # it is said below what is wrong
+                return self.treedef.flatten_up_to(tree)
         leaves, treedef = jax.tree.flatten(tree)
         if treedef != self.treedef:
             raise ValueError(
@@ -39,7 +45,7 @@ class Walk:
                 )
             )
         for i, (g, x) in enumerate(zip(self.leaves, leaves, strict=True)):
-            if jnp.shape(g) != jnp.shape(x) and not any_shape:
+            if jnp.shape(g) != jnp.shape(x):
                 raise ValueError(
                     message(
                         self.who,
@@ -164,10 +170,24 @@ class Segment:
 
 
 def _over_shards(who: str, measured: list[Any]) -> list[Any]:
-    """The sums of each leaf, over the devices that share it: all in one exchange for each dtype."""
+    """The sums of each leaf, over the devices that share it: all in one exchange for each dtype.
+
+    So are largest values, in one more.
+    """
     if not reduction_axes():
         return measured
-    numbers, treedef = jax.tree.flatten(measured)
+    found, treedef = jax.tree.flatten(measured, is_leaf=lambda x: isinstance(x, Largest))
+    most = [n for n, x in enumerate(found) if isinstance(x, Largest)]
+    largest = max_over_shards([found[n].value for n in most]) if most else []
+    for n, x in zip(most, largest, strict=True):
+        found[n] = Largest(x)
+    rest = [n for n in range(len(found)) if n not in most]
+    for n, x in zip(rest, _summed(who, [found[n] for n in rest]), strict=True):
+        found[n] = x
+    return treedef.unflatten(found)
+
+
+def _summed(who: str, numbers: list[Any]) -> list[Any]:
     if any(not hasattr(x, "dtype") for x in numbers):
         raise TypeError(
             message(who, "a stage measures what is no array", allowed="sums over a leaf's elements")
@@ -181,7 +201,7 @@ def _over_shards(who: str, measured: list[Any]) -> list[Any]:
         ends = [0, *itertools.accumulate(numbers[n].size for n in places)]
         for n, start, stop in zip(places, ends, ends[1:], strict=False):
             found[n] = whole[start:stop].reshape(numbers[n].shape)
-    return treedef.unflatten(found)
+    return found
 
 
 def shared_values(who: str, stage: Stage, state: State, extra: dict[str, Any]) -> Any:
@@ -233,7 +253,7 @@ def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[A
 def leaf_fields(walk: Walk, stage: Stage, state: State) -> list[dict[str, Array]]:
     columns = {
         name: walk.aligned(
-            getattr(state, name), f"state field {name}", any_shape=stage.kinds[name].shape is not None
+            getattr(state, name), f"state field {name}", is_shaped=stage.kinds[name].shape is not None
         )
         for name in stage.of_leaves
     }

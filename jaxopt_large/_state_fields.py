@@ -21,7 +21,8 @@ class LeafField:
       value: everywhere, at the beginning; None: the parameter's own values.
       dtype: by default the accumulation dtype. A field of complex parameters stays complex.
       real: whether the field is real even where parameters are complex, as a mean of squares is.
-      shape: the parameter's shape -> the field's; by default the same.
+      shape: the parameter's shape -> the field's; by default the same. Of a tuple of shapes the field is a
+        tuple of arrays.
       by_path: whether `shape` is given the parameter's path too.
     """
 
@@ -57,11 +58,16 @@ class LeafField:
             return param.astype(dtype)
         return jnp.full_like(param, self.value, dtype=dtype)
 
-    def _shaped(self, param: Array, key: Any, path: str) -> Array:
+    def _shaped(self, param: Array, key: Any, path: str) -> Any:
         """A parameter's array in a shape of its own: that of the whole parameter, where this is a part."""
         window = window_of(key)
         whole = tuple(param.shape if window is None else window.whole)
-        shape = self.shape(whole, path) if self.by_path else self.shape(whole)  # type: ignore[misc]
+        shape: Any = self.shape(whole, path) if self.by_path else self.shape(whole)  # type: ignore[misc]
+        if shape and isinstance(shape[0], tuple):
+            return tuple(self._filled(each, param, whole) for each in shape)
+        return self._filled(shape, param, whole)
+
+    def _filled(self, shape: tuple[int, ...], param: Array, whole: tuple[int, ...]) -> Array:
         if shape == whole:  # divided as the parameter is
             return jnp.full_like(param, self.value, dtype=self.dtype_for(param))
         return jnp.full(shape, self.value, self.dtype_for(param))

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from ._axes import windows
 from ._errors import Problems, message
 from ._masks import spread
+from ._parts import Largest as Largest
 from ._parts import along as along
+from ._parts import max_along as max_along
 from ._parts import shape_of as shape_of
 from ._parts import size_of as size_of
 from ._parts import sum_along as sum_along

@@ -1,6 +1,7 @@
 """Every rule of the library's list, with its oracle: a new one joins the contracts by both."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +32,31 @@ class Case:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     rate: float = 0.01
     label: str = ""
+    unlike: str = ""  # why optax's of this name differs
+    notes: frozenset[str] = frozenset()  # see `oracles.tried`
 
     def rule(self, rate: Any = None, **more: Any) -> Any:
-        return self.ours(self.rate if rate is None else rate, **{**self.settings, **more})
+        return self._made(self.ours, rate, more)
 
     def peer(self, rate: Any = None, **more: Any) -> Any:
         if self.optax is None:
-            pytest.skip(f"optax has no {self.name}")
-        return self.optax(self.rate if rate is None else rate, **{**self.settings, **more})
+            pytest.skip(self.unlike and f"optax's {self.name}: {self.unlike}" or f"optax has no {self.name}")
+        return self._made(self.optax, rate, more)
+
+    def _made(self, make: Callable[..., Any], rate: Any, more: dict[str, Any]) -> Any:
+        made = make(self.rate if rate is None else rate, **{**self.settings, **more})
+        if "value" not in self.notes:
+            return made
+        return optax.GradientTransformationExtraArgs(made.init, functools.partial(made.update, value=2.0))
+
+    def skip_if(self, *notes: str) -> None:
+        """Skips a test that does not hold for rules of these kinds."""
+        if found := self.notes & set(notes):
+            pytest.skip(f"{self.name}: {', '.join(found)}")
+
+    @property
+    def elementwise(self) -> bool:
+        return not self.notes & {"whole leaves", "all leaves", "random"}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -54,7 +72,11 @@ def case_of(name: str, label: str = "", **settings: Any) -> Case:
     """A rule of the library's list, with its oracle's settings or others."""
     oracle = getattr(oracles, name)
     given = settings if label else oracle.settings
-    return Case(name, REGISTRY[name], oracle, getattr(optax, oracle.peer, None), given, oracle.rate, label)
+    names = {**vars(optax.contrib), **vars(optax)}
+    theirs = names.get(oracle.peer) if oracle.peer else None
+    return Case(
+        name, REGISTRY[name], oracle, theirs, given, oracle.rate, label, oracle.unlike, oracle.notes
+    )
 
 
 # those of matrices are in tests/matrix/cases.py

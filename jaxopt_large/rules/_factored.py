@@ -71,7 +71,7 @@ class Factoring:
         return tuple(n for d, n in enumerate(shape) if d != pair[which])
 
     def means(self, square: Array, told: Any) -> tuple[Array, ...]:
-        """What a leaf, or the part that is here, adds to its means along both axes; none where it is whole."""
+        """What a leaf, or the part that is here, adds to its means along both axes; of a whole one none."""
         shape = shape_of(square)
         pair = self.pair(shape, told)
         return () if pair is None else tuple(sum_along(square, (axis,)) / shape[axis] for axis in pair)

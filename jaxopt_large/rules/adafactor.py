@@ -139,8 +139,8 @@ def adafactor(
       \hat u_t = \frac{u_t}{\max(1, \mathrm{rms}(u_t)/d)} \eta_t \max(\mathrm{rms}(\theta_t), 10^{-3}), \qquad
       \theta_{t+1} = \theta_t - \hat u_t - \lambda \theta_t$$
 
-    Leaves of one axis keep the whole mean square. Of leaves with more than two axes the last two are factored,
-    so that layers and experts keep statistics of their own; optax factors the two longest, whatever they are.
+    Leaves of one axis keep the whole mean square. Of leaves with more than two axes the last two are
+    factored, so that layers and experts keep statistics of their own; optax factors the two longest.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule; the paper's relative step is

@@ -102,9 +102,9 @@ def adam_mini(
       \theta_{t+1} = \theta_t - \eta_t \left( \hat\mu_t / (\sqrt{\hat\nu_t} + \epsilon) + \lambda_t \theta_t
       \right)$$
 
-    with $\hat\mu$ and the correction of $\nu$ as in `adam`. A block is what one output neuron weighs: of a leaf
-    [..., inputs, outputs] all inputs; of embeddings [tokens, width] a token; of a vector all of it. (The
-    paper's blocks of queries and keys are whole heads.)
+    with $\hat\mu$ and the correction of $\nu$ as in `adam`. A block is what one output neuron weighs: of a
+    leaf [..., inputs, outputs] all inputs; of embeddings [tokens, width] a token; of a vector all of it.
+    (The paper's blocks of queries and keys are whole heads.)
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -126,7 +126,8 @@ def adam_mini(
 
     Source: Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
 
-    >>> state = jl.adam_mini(1e-3).init({"embed": jnp.zeros((50, 8)), "up": jnp.zeros((8, 32)), "b": jnp.zeros(8)})
+    >>> params = {"embed": jnp.zeros((50, 8)), "up": jnp.zeros((8, 32)), "b": jnp.zeros(8)}
+    >>> state = jl.adam_mini(1e-3).init(params)
     >>> {name: x.shape for name, x in state[0].nu.items()}
     {'b': (), 'embed': (50,), 'up': (32,)}
     """

@@ -96,8 +96,8 @@ def adamaxw(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 2; Loshchilov and Hutter 2019, arXiv:1711.05101, for
-    the decay.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 2; Loshchilov and Hutter 2019, arXiv:1711.05101,
+    for the decay.
     """
     decay = add_decayed_weights(weight_decay, mask)
     return joined("adamaxw", scale_by_adamax(b1, b2, eps), decay, scale_by_learning_rate(learning_rate))

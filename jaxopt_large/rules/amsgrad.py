@@ -166,7 +166,7 @@ def amsgradw(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Source: Reddi, Kale and Kumar 2018, algorithm 2; Loshchilov and Hutter 2019, arXiv:1711.05101, for the decay.
+    Source: Reddi, Kale and Kumar 2018, algorithm 2; Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
     direction = scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, corrected_last=corrected_last)
     decay = add_decayed_weights(weight_decay, mask)

@@ -115,8 +115,8 @@ def dog(
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule; the paper's is 1.
       init_step: how the first step is made, and a number $\alpha > 0$: "heuristic" for
-        $r_\epsilon = \alpha (1 + \lVert\theta_0\rVert)$, "distance" for $r_\epsilon = \alpha$, "learning_rate"
-        for a first step of $\alpha g_0$.
+        $r_\epsilon = \alpha (1 + \lVert\theta_0\rVert)$, "distance" for $r_\epsilon = \alpha$,
+        "learning_rate" for a first step of $\alpha g_0$.
       eps: $\epsilon \ge 0$.
       weight_decay: a number >= 0 or a schedule; times the parameter it is added to the gradient. None for
         none.

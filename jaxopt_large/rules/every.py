@@ -24,6 +24,7 @@ from .stable_adamw import *
 from .adam_mini import *
 from .adafactor import *
 from .came import *
+from .sm3 import *
 from .lion import *
 from .sign import *
 from .rprop import *

@@ -82,7 +82,7 @@ def polyak_sgd(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Source: Loizou et al. 2021, arXiv:2002.10542, equation 4; Garrigos et al. 2023, arXiv:2307.14528, for "sps+".
+    Source: Loizou et al. 2021, arXiv:2002.10542, equation 4; Garrigos et al. 2023, arXiv:2307.14528 ("sps+").
 
     >>> rule = jl.polyak_sgd()
     >>> params = jnp.float32(3.0)  # of the loss x^2

@@ -62,9 +62,10 @@ def prodigy(
       s_t = b_3 s_{t-1} + \tfrac{d_t}{d_0} w_t g_t, \qquad
       d_{t+1} = \max(d_t, \kappa r_t / \lVert s_t \rVert_1)$$
     $$m_t = b_1 m_{t-1} + (1-b_1) d_t g_t, \qquad v_t = b_2 v_{t-1} + (1-b_2) d_t^2 g_t^2, \qquad
-      \theta_{t+1} = \theta_t - w_t \left( \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon} + \lambda \theta_t \right)$$
+      \theta_{t+1} = \theta_t - w_t \left( \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon} + \lambda \theta_t
+      \right)$$
 
-    The sums go over all leaves. A learning-rate schedule with a largest value of 1 is what the authors advise.
+    The sums go over all leaves. The authors advise a schedule whose largest value is 1.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.

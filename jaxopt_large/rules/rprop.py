@@ -62,8 +62,9 @@ def rprop(
 
     With $s_t = \mathrm{sign}(g_t)\,\mathrm{sign}(g_{t-1})$:
 
-    $$\delta_t = \mathrm{clip}(\delta_{t-1} \cdot \{\eta^+ \text{ if } s_t > 0,\; \eta^- \text{ if } s_t < 0\},
-      \delta_{\min}, \delta_{\max}), \qquad \theta_{t+1} = \theta_t - \delta_t \,\mathrm{sign}(g_t)$$
+    $$\delta_t = \mathrm{clip}(\delta_{t-1} \cdot \{\eta^+ \text{ if } s_t > 0,\;
+      \eta^- \text{ if } s_t < 0\}, \delta_{\min}, \delta_{\max}), \qquad
+      \theta_{t+1} = \theta_t - \delta_t \,\mathrm{sign}(g_t)$$
 
     Where the sign turned, the gradient counts as 0: nothing moves, and the step after keeps its size. optax
     0.2.8 moves by the step that the gradient before had given: one step late.
@@ -82,8 +83,8 @@ def rprop(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Source: Riedmiller and Braun 1993; Igel and Hüsken 2000, "Improving the Rprop learning algorithm", for what
-    happens where a sign turned (iRprop-).
+    Source: Riedmiller and Braun 1993; Igel and Hüsken 2000, "Improving the Rprop learning algorithm", for
+    what happens where a sign turned (iRprop-).
 
     >>> rule = jl.rprop(0.5)
     >>> state, moved = rule.init(jnp.float32(0.0)), []

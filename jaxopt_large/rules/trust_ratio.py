@@ -25,7 +25,9 @@ def scale_by_trust_ratio(
     eps: NonNegative = 0.0,
     mask: Mask = None,
 ) -> Rule:
-    r"""Scales the update of each leaf by the leaf's norm: $u \leftarrow \tau u \lVert\theta\rVert / (\lVert u \rVert + \epsilon)$.
+    r"""Scales the update of each leaf by the leaf's norm.
+
+    $$u \leftarrow \tau \frac{\lVert\theta\rVert}{\lVert u \rVert + \epsilon} u$$
 
     Where either norm is 0 the update is left as it is.
 

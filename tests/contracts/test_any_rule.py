@@ -18,7 +18,7 @@ from ..catalog import RULES, in_turn
 from ..peers import PEERS, Peer, extras
 
 P = PartitionSpec
-ANY = [Peer(f"jl.{case}", case.rule) for case in RULES] + PEERS
+ANY = [Peer(f"jl.{case}", case.rule, rounding=0.0 if case.elementwise else 1e-6) for case in RULES] + PEERS
 MESHES = {"8": {"data": 8}, "4x2": {"data": 4, "model": 2}, "2x2x2": {"data": 2, "fsdp": 2, "model": 2}}
 LAYOUTS = ("replicated", "fsdp", "tensor", "both")
 _STEPS = 3

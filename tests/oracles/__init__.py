@@ -4,6 +4,7 @@ Each oracle is a function (gradients of all steps, first parameter, hyper-parame
 after each step, with the name of its rule. Nothing here is shared with the library.
 """
 
+# ruff: noqa: F403
 from .adams import *
 from .factored import *
 from .first import *

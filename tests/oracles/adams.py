@@ -10,7 +10,9 @@ def corrected(x, b, t):
 
 
 @tried(nesterov=True)
-def nadam(grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=True, momentum_decay=None, decay=0.0):
+def nadam(
+    grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=True, momentum_decay=None, decay=0.0
+):
     """Dozat 2016, algorithm 8, with the schedule of its section 2 if `momentum_decay` is given."""
     m, v, product = np.zeros_like(p), np.zeros_like(p), 1.0
 
@@ -31,7 +33,9 @@ def nadamw(grads, p, lr, weight_decay=1e-4, **rest):
 
 
 @tried(b2=0.98)
-def radam(grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, nesterov=False, weight_decay=0.0):
+def radam(
+    grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, nesterov=False, weight_decay=0.0
+):
     """Liu et al. 2020, algorithm 2."""
     m, v, longest = np.zeros_like(p), np.zeros_like(p), 2 / (1 - b2) - 1
     for t, g in enumerate(grads, start=1):
@@ -117,7 +121,9 @@ def yogi(grads, p, lr, b1=0.9, b2=0.999, eps=1e-3, initial_accumulator_value=1e-
         yield p
 
 
-@tried(peer=False, unlike="it looks ahead by 1 - b2 of the difference, where the paper has b2", weight_decay=0.1)
+@tried(
+    peer=False, unlike="it looks ahead by 1 - b2 of the difference, where the paper has b2", weight_decay=0.1
+)
 def adan(grads, p, lr, b1=0.98, b2=0.92, b3=0.99, eps=1e-8, eps_root=1e-8, weight_decay=0.0):
     """Xie et al. 2022, algorithm 1, each b one minus the paper's beta; decay as in AdamW."""
     m, v, n, before = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p), None
@@ -151,9 +157,7 @@ def adopt(
 
 
 @tried(b3=0.99, weight_decay=0.1)
-def ademamix(
-    grads, p, lr, b1=0.9, b2=0.999, b3=0.9999, alpha=5.0, eps=1e-8, eps_root=0.0, weight_decay=0.0
-):
+def ademamix(grads, p, lr, b1=0.9, b2=0.999, b3=0.9999, alpha=5.0, eps=1e-8, eps_root=0.0, weight_decay=0.0):
     """Pagliardini et al. 2024, algorithm 1."""
     m, s, v = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     for t, g in enumerate(grads, start=1):
@@ -164,9 +168,7 @@ def ademamix(
 
 
 @tried(rate=1e-3, alpha=2.0, weight_decay=0.1)
-def simplified_ademamix(
-    grads, p, lr, b1=0.99, b2=0.95, alpha=0.0, eps=1e-8, eps_root=0.0, weight_decay=0.0
-):
+def simplified_ademamix(grads, p, lr, b1=0.99, b2=0.95, alpha=0.0, eps=1e-8, eps_root=0.0, weight_decay=0.0):
     """Morwani et al. 2025."""
     m, n = np.zeros_like(p), np.zeros_like(p)
     for t, g in enumerate(grads, start=1):

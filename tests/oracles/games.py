@@ -28,7 +28,11 @@ def optimistic_gradient_descent(grads, p, lr, alpha=1.0, beta=1.0):
 @tried(notes=("rate inside", "no schedule"))
 def optimistic_adam(grads, p, lr, optimism=None, nesterov=True, **rest):
     return optimistic_gradient_descent(
-        list(_directions(grads, p, nesterov=nesterov, **rest)), p, 1.0, lr, lr if optimism is None else optimism
+        list(_directions(grads, p, nesterov=nesterov, **rest)),
+        p,
+        1.0,
+        lr,
+        lr if optimism is None else optimism,
     )
 
 

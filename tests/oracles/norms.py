@@ -7,9 +7,7 @@ from .games import _directions
 
 
 @tried(notes=("whole leaves", "rate inside", "goes on"), rate=0.1, weight_decay=0.1)
-def lars(
-    grads, p, lr, weight_decay=0.0, trust_coefficient=0.001, eps=0.0, momentum=0.9, nesterov=False
-):
+def lars(grads, p, lr, weight_decay=0.0, trust_coefficient=0.001, eps=0.0, momentum=0.9, nesterov=False):
     """You et al. 2017, algorithm 1."""
     v = np.zeros_like(p)
     for g in grads:
