@@ -51,12 +51,14 @@ def sum_along(x: Array, axes: Sequence[int]) -> Array:
     window = _part.get()
     if window is None:
         return jnp.sum(x, axis=tuple(axes))
-    kept = [d for d in range(len(window.whole)) if d not in axes]
+    kept = _kept(window, axes)
+    if not kept:
+        return jnp.sum(x)
     shape = tuple(window.whole[d] for d in kept)
     if len(window.starts) == len(window.whole):
         sums = jnp.sum(x, axis=tuple(axes))
         places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
-        return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places)].add(sums, mode="drop") if kept else sums
+        return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places)].add(sums, mode="drop")
     places = _coordinates(x, window)
     return jnp.zeros(shape, x.dtype).at[tuple(places[d] for d in kept)].add(x.reshape(-1), mode="drop")
 
@@ -76,12 +78,14 @@ def max_along(x: Array, axes: Sequence[int]) -> Largest:
     window = _part.get()
     if window is None:
         return Largest(jnp.max(x, axis=tuple(axes), initial=0.0))
-    kept = [d for d in range(len(window.whole)) if d not in axes]
+    kept = _kept(window, axes)
+    if not kept:
+        return Largest(jnp.max(x, initial=0.0))
     zeros = jnp.zeros(tuple(window.whole[d] for d in kept), x.dtype)
     if len(window.starts) == len(window.whole):
         most = jnp.max(x, axis=tuple(axes), initial=0.0)
         places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
-        return Largest(zeros.at[jnp.ix_(*places)].max(most, mode="drop") if kept else most)
+        return Largest(zeros.at[jnp.ix_(*places)].max(most, mode="drop"))
     places = _coordinates(x, window)
     return Largest(zeros.at[tuple(places[d] for d in kept)].max(x.reshape(-1), mode="drop"))
 
@@ -95,13 +99,18 @@ def along(values: Array, axes: Sequence[int], x: Array) -> Array:
     window = _part.get()
     if window is None:
         return jnp.expand_dims(values, tuple(axes))
-    kept = [d for d in range(len(window.whole)) if d not in axes]
+    kept = _kept(window, axes)
+    if not kept:
+        return values.reshape((1,) * x.ndim)
     if len(window.starts) == len(window.whole):
         places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
-        here = values.at[jnp.ix_(*places)].get(mode="clip") if kept else values
-        return jnp.expand_dims(here, tuple(axes))
+        return jnp.expand_dims(values.at[jnp.ix_(*places)].get(mode="clip"), tuple(axes))
     places = _coordinates(x, window)
     return values.at[tuple(places[d] for d in kept)].get(mode="clip").reshape(x.shape)
+
+
+def _kept(window: Window, axes: Sequence[int]) -> list[int]:
+    return [d for d in range(len(window.whole)) if d not in axes]
 
 
 def _coordinates(x: Array, window: Window) -> list[Array]:
