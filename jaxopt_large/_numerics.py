@@ -117,7 +117,7 @@ def bounded(x: Array, terms: int = 1) -> Array:
     """
     if is_complex(x):
         return jax.lax.complex(bounded(x.real, 2 * terms), bounded(x.imag, 2 * terms))
-    limit = np.asarray(math.sqrt(float(jnp.finfo(x.dtype).max) / terms) * (1 - 1e-6), x.dtype)
+    limit = np.asarray(math.sqrt(float(jnp.finfo(x.dtype).max) / max(terms, 1)) * (1 - 1e-6), x.dtype)
     return jnp.where(jnp.isfinite(x), jax.lax.clamp(-limit, x, limit), x)
 
 

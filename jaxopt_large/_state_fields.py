@@ -55,7 +55,7 @@ class LeafField:
         """A parameter's array."""
         dtype = self.dtype_for(param)
         if self.value is None:
-            return param.astype(dtype)
+            return jnp.array(param, dtype, copy=True)  # the step may take either's memory
         return jnp.full_like(param, self.value, dtype=dtype)
 
     def _shaped(self, param: Array, key: Any, path: str) -> Any:

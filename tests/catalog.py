@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxopt_large as jl
 from jaxopt_large.rules import RULES as REGISTRY
 
 from . import oracles
@@ -21,6 +22,15 @@ def needs_host_memory():
     """Skips the test where JAX moves nothing to the host's memory when it compiles for CPU."""
     if not hasattr(jax, "reshard"):
         pytest.skip("host memory on CPU needs JAX 0.8")
+
+
+_DIRECTIONS = {
+    "adabelief": "scale_by_belief",
+    "sign_sgd": "scale_by_sign",
+    "stable_adamw": "scale_by_stable_adam",
+    "optimistic_gradient_descent": "scale_by_optimistic_gradient",
+    "noisy_sgd": "add_noise",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +50,9 @@ class Case:
 
     def peer(self, rate: Any = None, **more: Any) -> Any:
         if self.optax is None:
-            pytest.skip(self.unlike and f"optax's {self.name}: {self.unlike}" or f"optax has no {self.name}")
+            pytest.skip(
+                (self.unlike and f"optax's {self.name}: {self.unlike}") or f"optax has no {self.name}"
+            )
         return self._made(self.optax, rate, more)
 
     def _made(self, make: Callable[..., Any], rate: Any, more: dict[str, Any]) -> Any:
@@ -48,6 +60,36 @@ class Case:
         if "value" not in self.notes:
             return made
         return optax.GradientTransformationExtraArgs(made.init, functools.partial(made.update, value=2.0))
+
+    def scheduled(self, schedule: Callable[[Any], Any]) -> Any:
+        """The rule with a schedule, or with its rate where it takes none."""
+        return self.rule(None if "no schedule" in self.notes else schedule)
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """Arguments that are no numbers, or that shapes depend on: what `inject_hyperparams` must leave alone."""
+        whole = {
+            **{name: p.default for name, p in inspect.signature(self.ours).parameters.items()},
+            **self.settings,
+        }
+        return tuple(name for name, x in whole.items() if callable(x) or isinstance(x, tuple | str | int))
+
+    def direction(self) -> Any:
+        """What the learning rate is multiplied with."""
+        self.skip_if("rate inside")
+        whole = inspect.signature(self.ours).parameters
+        names = (
+            _DIRECTIONS.get(self.name),
+            f"scale_by_{self.name}",
+            f"scale_by_{self.name.removesuffix('w')}",
+        )
+        make = next(getattr(jl, name) for name in names if name and hasattr(jl, name))
+        shared = whole.keys() & inspect.signature(make).parameters.keys()
+        direction = make(**{name: self.settings.get(name, whole[name].default) for name in shared})
+        if "weight_decay" in shared or "weight_decay" not in self.settings:
+            return direction
+        decay = jl.add_decayed_weights(self.settings["weight_decay"])
+        return optax.chain(*((decay, direction) if self.name in ("dog", "dowg") else (direction, decay)))
 
     def skip_if(self, *notes: str) -> None:
         """Skips a test that does not hold for rules of these kinds."""
@@ -74,9 +116,7 @@ def case_of(name: str, label: str = "", **settings: Any) -> Case:
     given = settings if label else oracle.settings
     names = {**vars(optax.contrib), **vars(optax)}
     theirs = names.get(oracle.peer) if oracle.peer else None
-    return Case(
-        name, REGISTRY[name], oracle, theirs, given, oracle.rate, label, oracle.unlike, oracle.notes
-    )
+    return Case(name, REGISTRY[name], oracle, theirs, given, oracle.rate, label, oracle.unlike, oracle.notes)
 
 
 # those of matrices are in tests/matrix/cases.py
@@ -92,6 +132,22 @@ VARIANTS = [
     case_of("rmsprop", "momentum", momentum=0.9, nesterov=True, eps_in_sqrt=False, initial_scale=1.0),
     case_of("rmsprop", "corrected", bias_correction=True, decay=0.99, momentum=0.5),
 ]
+
+# one of each kind of state and of arithmetic; where a contract is slow, the others are marked `full`
+KINDS = ("sgd", "rmsprop", "adamw", "lion", "adan", "adafactor", "sm3", "adam_mini", "lamb", "prodigy")
+
+
+def every_kind(function: Any) -> Any:
+    """Parametrizes by all rules; those whose kind another has are marked `full`."""
+    others = tuple(str(case) for case in RULES if str(case) not in KINDS)
+    return pytest.mark.parametrize("case", some_of(RULES, *others))(function)
+
+
+def bits_of(x: Any) -> bytes:
+    """An array's, also of a random key."""
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
+
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=str)
 every_variant = pytest.mark.parametrize("case", VARIANTS, ids=str)

@@ -6,7 +6,7 @@ import pytest
 
 import jaxopt_large as jl
 
-from .catalog import every_rule, like, mixed_params
+from .catalog import RULES, in_turn, like, mixed_params
 
 
 def _bits(tree):
@@ -114,12 +114,11 @@ def test_zero_tells_clipping_about_its_axis():
 
 
 @pytest.mark.compat
-@every_rule
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@in_turn("case", RULES, "bad", [np.nan, np.inf, -np.inf])
 def test_a_skipped_step_leaves_every_bit(case, bad):
     params = mixed_params()
     params["dense"]["bias"] = params["dense"]["bias"].at[0].set(-0.0)
-    rule = jl.skip_nonfinite(case.rule(lambda count: 0.01))
+    rule = jl.skip_nonfinite(case.scheduled(lambda count: 0.01))
     state = rule.init(params)
     updates, state = rule.update(like(params, 0), state, params)
     params = optax.apply_updates(params, updates)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._errors import message
+from .._numerics import divide
 from .._paths import first_match
 from ..leafwise import along, shape_of, sum_along
 
@@ -81,8 +82,14 @@ class Factoring:
         pair = self.pair(shape_of(x), told)
         assert pair is not None
         across = pair.col - (pair.row < pair.col)  # the other axis, in the field without the first
-        row = row / jnp.mean(row, axis=across, keepdims=True)
-        return along(1.0 / jnp.sqrt(row), (pair.row,), x) * along(1.0 / jnp.sqrt(col), (pair.col,), x)
+        rooted = [inverse(jnp.sqrt(each)) for each in (row, col)]
+        mean = jnp.sqrt(jnp.mean(row, axis=across, keepdims=True))
+        return along(rooted[0] * mean, (pair.row,), x) * along(rooted[1], (pair.col,), x)
+
+
+def inverse(x: Array) -> Array:
+    """1 / x, and 0 where x is 0."""
+    return divide(jnp.ones((), x.dtype), x)
 
 
 def by_path(shape: Callable[[Shape, str], Shape]) -> Any:

@@ -9,7 +9,7 @@ from .._hyperparameters import Count, Decay, LeafAxes, Mask, NonNegative, Positi
 from .._numerics import abs_square, as_scalar, bounded, ema, like, over, plus, scalar_dtype, times
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, size_of
-from ._factored import Factoring, by_path
+from ._factored import Factoring, by_path, inverse
 from ._momentum import momentum as mean_of
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
@@ -64,7 +64,7 @@ def scale_by_factored_rms(
         bound = bounded(g, size_of(g))
         if not means:
             v = ema(kept.v, squares(g), decay)
-            return over(bound, jnp.sqrt(v)), kept._replace(v=v)
+            return times(inverse(jnp.sqrt(v)), bound), kept._replace(v=v)
         row, col = (
             ema(old, plus(new, epsilon), decay)
             for old, new in zip((kept.v_row, kept.v_col), means, strict=True)

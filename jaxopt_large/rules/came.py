@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, LeafAxes, Mask, Positive, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bounded, ema, over, plus, times
+from .._numerics import abs_square, as_decay, bounded, ema, plus, times
 from .._types import Rule, Updates
 from ..leafwise import Stage, joined, lift, size_of, zeros
-from ._factored import Factoring, by_path
+from ._factored import Factoring, by_path, inverse
 from ._registry import rule
 from .adafactor import scale_by_block_rms
 from .learning_rate import scale_by_learning_rate
@@ -48,7 +48,7 @@ def _squares(ways: Factoring, b2: Any, eps: Any) -> Rule:
         g = bounded(g, size_of(g))
         if not means:
             v = ema(kept.v, plus(abs_square(g), eps), b2)
-            return over(g, jnp.sqrt(v)), kept._replace(v=v)
+            return times(inverse(jnp.sqrt(v)), g), kept._replace(v=v)
         row, col = (ema(old, plus(new, eps), b2) for old, new in zip(kept[:2], means, strict=True))
         return times(ways.rooted(row, col, g, place), g), kept._replace(v_row=row, v_col=col)
 

@@ -41,9 +41,9 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: Positive = 1e-8) -> Rule:
         sizes = kept.subgradients + jnp.abs(g)
         reward = jnp.maximum(kept.reward - g * moved, jnp.zeros((), g.dtype))
         total = kept.cumulative_gradients - g
-        bet = total / (scale * jnp.maximum(sizes + scale, like(alpha, g) * scale))
+        bet = total / scale * ((scale + reward) / jnp.maximum(sizes + scale, like(alpha, g) * scale))
         new = kept._replace(cumulative_gradients=total, scale=scale, subgradients=sizes, reward=reward)
-        return bet * (scale + reward) - moved, new
+        return bet - moved, new
 
     state = COCOBState(first_parameters(), zeros(), constant(eps), zeros(), zeros())
     return lift("scale_by_cocob", Stage(step, state, needs_params=True), chained=False)

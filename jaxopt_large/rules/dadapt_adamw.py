@@ -11,6 +11,7 @@ from .._numerics import (
     as_decay,
     as_scalar,
     bias_correction,
+    bounded,
     complement,
     divide,
     ema,
@@ -94,6 +95,7 @@ def dadapt_adamw(
 
     def measure(rate: Array, g: Array, p: Any, kept: DAdaptAdamWState) -> tuple[Array, Array]:
         del p
+        g = bounded(g)
         weighted = divide(kept.grad_sum, plus(jnp.sqrt(kept.exp_avg_sq), eps), eps)
         return jnp.sum((g.conj() * weighted).real), jnp.sum(jnp.abs(grad_sum(rate, g, kept)))
 
@@ -106,6 +108,7 @@ def dadapt_adamw(
 
     def step(rate: Array, g: Array, p: Array, kept: DAdaptAdamWState, sums: Any) -> tuple[Array, Any]:
         del sums
+        g = bounded(g)
         mean = ema(kept.exp_avg, times(rate, g), d1)
         square = ema(kept.exp_avg_sq, abs_square(g), d2)
         decay = times(like(weight_decay, g) * rate, p)

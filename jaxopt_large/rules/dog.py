@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._errors import message
 from .._hyperparameters import Mask, NonNegative, Positive, Rate, checked
-from .._numerics import abs_square, as_scalar, divide, scalar_dtype, times
+from .._numerics import abs_square, as_scalar, bounded, divide, scalar_dtype, times
 from .._types import Rule, Updates
 from ..leafwise import Stage, first_parameters, joined, lift, shared
 from ._registry import rule
@@ -16,6 +16,7 @@ from .weight_decay import decay_of
 
 __all__ = ["dog", "dowg", "scale_by_dog", "scale_by_dowg"]
 
+_TERMS = 2**30  # largest squares of which a sum is finite: of all elements, and steps
 _KINDS = ("distance", "learning_rate", "heuristic")
 
 
@@ -38,12 +39,13 @@ class DoWGState(NamedTuple):
 
 def _sums(shared: Any, g: Array, p: Array, kept: Any) -> tuple[Array, Array, Array]:
     del shared
-    return tuple(jnp.sum(abs_square(x)) for x in (g, p - kept.init_params, p))  # type: ignore[return-value]
+    seen = (g, p - kept.init_params, p)
+    return tuple(jnp.sum(abs_square(bounded(x, _TERMS))) for x in seen)  # type: ignore[return-value]
 
 
 def _scaled(rate: Any, g: Array, p: Any, kept: Any, sums: Any) -> tuple[Array, Any]:
     del p, sums
-    return times(rate, g), kept
+    return times(rate, bounded(g, _TERMS)), kept
 
 
 @checked

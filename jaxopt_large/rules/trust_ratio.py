@@ -49,6 +49,7 @@ def scale_by_trust_ratio(
 
     def step(shared: Any, u: Array, p: Array, kept: Any, sums: Any) -> tuple[Array, Any]:
         del shared, p
+        u = bounded(u, size_of(u))
         norms = [jnp.maximum(jnp.sqrt(total), like(min_norm, u)) for total in sums]
         has_none = (norms[0] == 0) | (norms[1] == 0)
         below = jnp.where(has_none, 1.0, norms[0] + like(eps, u)).astype(norms[0].dtype)

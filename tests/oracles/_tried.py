@@ -11,7 +11,8 @@ def tried(rate=0.01, peer=None, unlike="", notes=(), **settings):
       notes: what the contracts must know: "rate inside" (it is not the direction times the rate), "no schedule"
         (the rate is a number), "goes on" (old gradients move parameters when the rate is 0), "keeps going"
         (parameters move without a gradient), "whole leaves" (an element depends on others), "all leaves",
-        "random".
+        "random", "saturates" (of gradients beyond a float32's root the step is not in proportion), "value" (`update`
+        needs the loss).
       **settings: further arguments.
     """
 

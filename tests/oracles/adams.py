@@ -32,7 +32,7 @@ def nadamw(grads, p, lr, weight_decay=1e-4, **rest):
     return nadam(grads, p, lr, decay=weight_decay, **rest)
 
 
-@tried(b2=0.98)
+@tried(notes=("saturates",), b2=0.98)
 def radam(
     grads, p, lr, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, nesterov=False, weight_decay=0.0
 ):

@@ -9,7 +9,7 @@ def _rms(x):
     return np.sqrt(np.mean(x**2))
 
 
-@tried(notes=("whole leaves",), min_dim_size_to_factor=4)
+@tried(notes=("whole leaves", "rate inside"), min_dim_size_to_factor=4)
 def adafactor(
     grads,
     p,

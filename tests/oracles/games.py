@@ -71,7 +71,9 @@ def noisy_sgd(grads, p, lr, eta=0.01, gamma=0.55):
         yield p
 
 
-@tried(peer="madgrad", rate=0.1, notes=("rate inside", "keeps going", "goes on"), weight_decay=0.01)
+@tried(
+    peer="madgrad", rate=0.1, notes=("rate inside", "keeps going", "goes on", "saturates"), weight_decay=0.01
+)
 def madgrad(grads, p, lr, momentum=0.9, weight_decay=0.0, eps=1e-6):
     """Defazio and Jelassi 2021, algorithm 1."""
     squares, s, start = np.zeros_like(p), np.zeros_like(p), p

@@ -5,7 +5,7 @@ import numpy as np
 from ._tried import tried
 
 
-@tried(rate=0.001, weight_decay=0.1)
+@tried(rate=0.001)
 def sign_sgd(grads, p, lr, weight_decay=0.0):
     """Bernstein et al. 2018, algorithm 1."""
     for g in grads:
