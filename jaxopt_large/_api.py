@@ -11,6 +11,7 @@ from .checkpoint import read_metadata as read_metadata
 from .checkpoint import restore as restore
 from .checkpoint import restore_changed as restore_changed
 from .checkpoint import save as save
+from .evaluation import evaluation_params as evaluation_params
 from .explanation import explain as explain
 from .fused.apply import apply as apply
 from .fused.explain import explain_apply as explain_apply
@@ -38,3 +39,4 @@ from .schedules import *
 from .storage.formats import *
 from .storage.report import storage_report as storage_report
 from .storage.stored import stored as stored
+from .wrappers.every import *

@@ -6,11 +6,11 @@ import pytest
 
 import jaxopt_large as jl
 
-from .catalog import RULES, in_turn, like, mixed_params
+from .catalog import RULES, bits_of, in_turn, like, mixed_params
 
 
 def _bits(tree):
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+    return [bits_of(x) for x in jax.tree.leaves(tree)]
 
 
 @pytest.mark.compat

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._hyperparameters import NonNegative, Rate, checked
 from .._numerics import as_scalar, scalar_dtype, times
-from .._types import Rule, Updates
+from .._types import Params, Rule, Updates
 from ..leafwise import Stage, count, first_parameters, joined, lift
 from ._registry import rule
 from .learning_rate import checked_rate, scale_by_learning_rate
@@ -21,6 +21,11 @@ class ScaleByAsgdState(NamedTuple):
 
     count: Int[Array, ""]  # steps taken
     ax: Updates  # mean of the parameters, float32, shapes of the parameters
+
+    def evaluation_params(self, params: Params) -> Params:
+        """The mean."""
+        del params
+        return self.ax
 
 
 class _Shared(NamedTuple):
@@ -70,7 +75,7 @@ def asgd(
       \theta_{t+1} = \theta_t - \eta'_t (g_t + \lambda \theta_t), \qquad
       \bar\theta_{t+1} = \bar\theta_t + (\theta_{t+1} - \bar\theta_t) / \max(1, t - t_0)$$
 
-    `averaged_params(state)` has $\bar\theta$, which is $\theta$ up to step $t_0 + 1$.
+    `evaluation_params(state, params)` has $\bar\theta$, which is $\theta$ up to step $t_0 + 1$.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.

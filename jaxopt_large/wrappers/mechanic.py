@@ -1,0 +1,139 @@
+"""Mechanic: the scale of any rule's updates, learned (Cutkosky et al. 2023)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._axes import sum_over_shards
+from .._errors import check_rule
+from .._hyperparameters import Count, NonNegative, Positive, checked
+from .._numerics import accumulation_dtype, as_scalar, safe_increment, scalar_dtype, times
+from .._states import check_state, explained
+from .._types import Params, Rule, State, Updates, make_rule
+from ..leafwise import first_parameters
+
+__all__ = ["mechanic"]
+
+Bettors = tuple[Float[Array, ""], ...]  # a number for each decay
+
+
+class MechanicState(NamedTuple):
+    """State of `mechanic`."""
+
+    base_optimizer_state: State  # the wrapped rule's
+    count: Int[Array, ""]  # steps taken
+    r: Bettors  # won so far
+    m: Bettors  # the largest bet
+    v: Bettors  # sum of squared bets
+    s: Bettors  # the scales, whose sum is the scale
+    x0: Updates  # the first parameters, float32
+
+
+@checked
+def mechanic(
+    rule: Any,
+    weight_decay: NonNegative = 0.01,
+    eps: Positive = 1e-8,
+    s_init: Positive = 1e-6,
+    num_betas: Count = 6,
+) -> Rule:
+    r"""Learns the scale of a rule's steps from the first parameters.
+
+    With $\Delta_t$ the sum of the rule's updates so far, $\theta_t = \theta_0 + S_t \Delta_t$ with
+    $S_t = \sum_i s_{t,i}$, and for each decay $\beta_i = 1 - 10^{-i}$:
+
+    $$h_t = \left\langle g_t + \tfrac{\lambda S_t \lVert g_t\rVert}{\lVert\theta_t\rVert + \epsilon} \theta_t,
+      -\Delta_t \right\rangle, \qquad m_i = \max(\beta_i m_i, |h_t| + \epsilon), \qquad
+      v_i = \beta_i^2 v_i + h_t^2$$
+    $$r_i = \beta_i r_i + \mathrm{clip}(h_t, \pm m_i) s_i, \qquad
+      s_i = \frac{\tfrac{s_0}{n} m_i + \max(0, r_i)}{\sqrt{v_i} + \epsilon}$$
+
+    with $m_i$ of the step before in the bound. All sums are over all leaves. The rule's learning rate may be
+    1, or a schedule whose largest value is.
+
+    Args:
+      rule: any rule.
+      weight_decay: $\lambda \ge 0$.
+      eps: $\epsilon > 0$.
+      s_init: $s_0 > 0$, the first scale.
+      num_betas: $n \ge 1$, how many decays.
+
+    Returns:
+      The rule; its `update` needs `params`; its state is a `MechanicState`.
+
+    Raises:
+      TypeError: rule is not a rule.
+      ValueError: a value is out of range.
+
+    Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144, algorithm 1; names as in optax's `mechanize`.
+
+    >>> rule, params = jl.mechanic(jl.sgd(1.0), s_init=0.5), jnp.float32(0.0)
+    >>> state = rule.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = rule.update(2 * (params - 5.0), state, params)
+    ...     params = params + updates
+    >>> bool(params > 0)
+    True
+    """
+    check_rule("mechanic", rule)
+    wrapped = optax.with_extra_args_support(rule)
+    betas = [1.0 - 0.1**i for i in range(1, num_betas + 1)]
+
+    def init(params: Params) -> MechanicState:
+        def each(value: Any) -> Bettors:
+            return tuple(jnp.full((), value, scalar_dtype()) for _ in betas)
+
+        count = jnp.zeros((), jnp.int32)
+        x0 = first_parameters().begin("mechanic", params)
+        return MechanicState(wrapped.init(params), count, each(0.0), each(0.0), each(0.0), each(s_init), x0)
+
+    def bets(state: MechanicState, h: Array) -> dict[str, Bettors]:
+        new: dict[str, list[Array]] = {"r": [], "m": [], "v": [], "s": []}
+        for beta, r, m, v, s in zip(betas, state.r, state.m, state.v, state.s, strict=True):
+            won = beta * r + jnp.clip(h, -m, m) * s
+            most = jnp.maximum(beta * m, jnp.abs(h) + eps)
+            squares = beta**2 * v + jnp.square(h)
+            wealth = s_init / num_betas * most + jnp.maximum(won, 0.0)
+            for name, x in zip(new, (won, most, squares, wealth / (jnp.sqrt(squares) + eps)), strict=True):
+                new[name].append(x)
+        return {name: tuple(xs) for name, xs in new.items()}
+
+    def update(
+        updates: Updates, state: MechanicState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, MechanicState]:
+        check_state("mechanic", MechanicState, state)
+        with explained("mechanic", wrapped.init, state.base_optimizer_state, updates, params):
+            made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
+        scale = sum(state.s)
+        p, g, u = (jax.tree.map(_wide, tree) for tree in (params, updates, made))
+        delta = jax.tree.map(
+            lambda x, x0: times((1.0 / (scale + eps)).astype(x.real.dtype), x - x0), p, state.x0
+        )
+        squares = _sums(g, g), _sums(p, p)
+        decay = weight_decay * scale * jnp.sqrt(squares[0]) / (jnp.sqrt(squares[1]) + eps)
+        h = -(_sums(g, delta) + decay * _sums(p, delta))
+        new = bets(state, h)
+        total = sum(new["s"])
+
+        def moved(x: Array, x0: Array, d: Array, u: Array) -> Array:
+            return x0 + times(total.astype(x.real.dtype), d + u) - x
+
+        changes = jax.tree.map(moved, p, state.x0, delta, u)
+        changes = jax.tree.map(lambda c, g: c.astype(g.dtype), changes, updates)
+        return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, **new)
+
+    return make_rule(init, update)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def _sums(one: Any, other: Any) -> Float[Array, ""]:
+    """The inner product of two trees."""
+    products = jax.tree.map(lambda a, b: jnp.sum((a.conj() * b).real).astype(scalar_dtype()), one, other)
+    leaves = jax.tree.leaves(products)
+    return sum_over_shards(sum(leaves, as_scalar(0.0)))
