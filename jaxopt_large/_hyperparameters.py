@@ -206,21 +206,23 @@ def domains(function: Callable[..., Any]) -> dict[str, Any]:
 def checked(function: _F) -> _F:
     """The function, with its arguments checked against the domains in their types.
 
-    None passes where it is the default.
+    None passes where it is the default, or among the types.
 
     Raises:
       TypeError: an argument is of another kind.
       ValueError: an argument is of the kind, and out of its domain.
     """
     known, signature = domains(function), inspect.signature(function)
-    who = function.__name__
+    who, hints = function.__name__, typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    optional |= {name for name, p in signature.parameters.items() if p.default is None}
 
     @functools.wraps(function)
     def construct(*args: Any, **kwargs: Any) -> Any:
         kinds, values = Problems(who), Problems(who)
         with contextlib.suppress(TypeError):  # Python says better what is missing, below
             for name, value in signature.bind(*args, **kwargs).arguments.items():
-                if name in known and not (value is None and signature.parameters[name].default is None):
+                if name in known and not (value is None and name in optional):
                     _check(known[name], name, value, kinds, values)
         if kinds.found:
             kinds.found += values.found

@@ -24,6 +24,14 @@ def needs_host_memory():
         pytest.skip("host memory on CPU needs JAX 0.8")
 
 
+def _bowl(params: Any) -> jax.Array:
+    """A loss whose Hessian is three times the identity."""
+    return sum(
+        (1.5 * jnp.sum(jnp.square(p.astype(jnp.float32))) for p in jax.tree.leaves(params)), jnp.float32(0)
+    )
+
+
+_EXTRA = {"value": 2.0, "obj_fn": _bowl}  # what `update` of some rules needs besides
 _DIRECTIONS = {
     "adabelief": "scale_by_belief",
     "sign_sgd": "scale_by_sign",
@@ -57,9 +65,10 @@ class Case:
 
     def _made(self, make: Callable[..., Any], rate: Any, more: dict[str, Any]) -> Any:
         made = make(self.rate if rate is None else rate, **{**self.settings, **more})
-        if "value" not in self.notes:
+        extra = {name: _EXTRA[name] for name in self.notes & _EXTRA.keys()}
+        if not extra:
             return made
-        return optax.GradientTransformationExtraArgs(made.init, functools.partial(made.update, value=2.0))
+        return optax.GradientTransformationExtraArgs(made.init, functools.partial(made.update, **extra))
 
     def scheduled(self, schedule: Callable[[Any], Any]) -> Any:
         """The rule with a schedule, or with its rate where it takes none."""

@@ -18,7 +18,7 @@ from ..tracing.by_platform import by_platform
 from .norms import over_largest
 from .products import adjoint, product
 
-__all__ = ["by_cholesky", "largest_singular_values", "orthonormal", "upper_inverse"]
+__all__ = ["by_cholesky", "largest_singular_values", "leading_vectors", "orthonormal", "upper_inverse"]
 
 
 def orthonormal(x: Inexact[Array, "k m n"]) -> Inexact[Array, "k m n"]:
@@ -60,6 +60,17 @@ def _reflected(x: Array) -> Array:
 def largest_singular_values(x: Inexact[Array, "k m n"]) -> Inexact[Array, " k"]:
     """The spectral norms."""
     return _each(lambda a: jnp.linalg.svd(a, compute_uv=False)[..., 0], x)
+
+
+def leading_vectors(x: Inexact[Array, "k m n"], count: int) -> Inexact[Array, "k m r"]:
+    """The left singular vectors of the largest singular values; the largest entry of each is positive."""
+
+    def leading(a: Array) -> Array:
+        vectors = jnp.linalg.svd(a, full_matrices=False)[0][..., :count]
+        places = jnp.argmax(jnp.abs(vectors), axis=-2, keepdims=True)
+        return vectors * jnp.sign(jnp.take_along_axis(vectors, places, axis=-2))
+
+    return _each(leading, over_largest(x)[0])
 
 
 def upper_inverse(x: Inexact[Array, "k n n"]) -> Inexact[Array, "k n n"]:

@@ -20,6 +20,7 @@ from .adopt import *
 from .ademamix import *
 from .laprop import *
 from .mars import *
+from .sophia import *
 from .stable_adamw import *
 from .adam_mini import *
 from .adafactor import *
@@ -48,6 +49,8 @@ from .shampoo import *
 from .kron import *
 from .dion import *
 from .scion import *
+from .galore import *
+from .apollo import *
 from .matrix_chain import *
 from .hyperball import *
 from .qk_clip import *

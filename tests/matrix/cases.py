@@ -55,6 +55,10 @@ CASES = [
     Case("kron", rate=0.002),
     Case("kron", "triangular", {"form": "triangular", "weight_decay": 0.1}, rate=0.002),
     Case("dion", rate=0.02),
+    Case("galore", settings={"rank": 4, "update_proj_gap": 20}, rate=0.01),
+    Case("galore", "decayed", {"rank": 2, "weight_decay": 0.1, "scale": 0.25}, rate=0.01),
+    Case("apollo", settings={"rank": 4, "update_proj_gap": 20}, rate=0.01),
+    Case("apollo", "mini", {"rank": 1, "per": "tensor", "growth": None, "weight_decay": 0.1}, rate=0.01),
     Case("scion", rate=0.001),
     Case("scion", "free", {"constrained": False, "radius": 3.0}, rate=0.001),
 ]

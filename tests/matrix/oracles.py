@@ -218,3 +218,56 @@ def scion(grads, p, lr, radius=50.0, beta=0.9, constrained=True):
         step = radius * SCALES["spectral"](*p.shape) * newton_schulz(m)
         p = p - lr * (step + (p if constrained else 0.0))
         yield p
+
+
+def galore(
+    grads, p, lr, rank=128, update_proj_gap=200, scale=1.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0
+):
+    """Zhao et al. 2024, algorithm 2; the shorter side is projected."""
+    tall, r = p.shape[0] > p.shape[1], min(rank, *p.shape)
+    m = v = 0.0
+    for t, g in enumerate(grads, start=1):
+        w = g.T if tall else g
+        if (t - 1) % update_proj_gap == 0:
+            basis = np.linalg.svd(w, full_matrices=False)[0][:, :r]
+            basis = basis * np.sign(basis[np.argmax(np.abs(basis), axis=0), np.arange(r)])
+        low = basis.T @ w
+        m, v = b1 * m + (1 - b1) * low, b2 * v + (1 - b2) * low**2
+        u = scale * basis @ (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps))
+        p = p - lr * ((u.T if tall else u) + weight_decay * p)
+        yield p
+
+
+def apollo(
+    grads,
+    p,
+    lr,
+    rank=256,
+    update_proj_gap=200,
+    scale=1.0,
+    per="channel",
+    growth=1.01,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+):
+    """Zhu et al. 2024, algorithm 1; the random numbers are JAX's."""
+    import jax
+
+    tall, r = p.shape[0] > p.shape[1], min(rank, *p.shape)
+    m = v = before = 0.0
+    for t, g in enumerate(grads, start=1):
+        w = g.T if tall else g
+        key = jax.random.fold_in(jax.random.key(0), (t - 1) // update_proj_gap)
+        low = np.asarray(jax.random.normal(key, (r, w.shape[0]), w.dtype)) / np.sqrt(r) @ w
+        m, v = b1 * m + (1 - b1) * low, b2 * v + (1 - b2) * low**2
+        step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        norms = [np.linalg.norm(x, axis=0) if per == "channel" else np.linalg.norm(x) for x in (step, low)]
+        u = scale * w * np.divide(*norms, out=np.zeros_like(norms[0]), where=norms[1] > 0)
+        size = np.linalg.norm(u)
+        if growth is not None and before > 0 and size > growth * before:
+            u, size = u * growth * before / size, growth * before
+        before = size
+        p = p - lr * ((u.T if tall else u) + weight_decay * p)
+        yield p

@@ -214,3 +214,28 @@ def stable_adamw(grads, p, lr, b1=0.9, b2=0.99, eps=1e-6, weight_decay=1e-2):
         rms = np.sqrt(np.mean(g**2 / np.maximum(v, eps**2)))
         p = p - lr * (m / (np.sqrt(v) + eps) / max(1.0, rms) + weight_decay * p)
         yield p
+
+
+@tried(peer=False, notes=("rate inside", "obj_fn"), rate=0.05, weight_decay=0.1, update_interval=3)
+def sophia(
+    grads,
+    p,
+    lr,
+    b1=0.965,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=1e-4,
+    gamma=0.01,
+    clip_threshold=1.0,
+    update_interval=10,
+    diagonal=3.0,
+):
+    """Liu et al. 2023, algorithm 3, of a loss whose Hessian is a multiple of the identity."""
+    m, h = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads):
+        m = b1 * m + (1 - b1) * g
+        u = m / (1 - b1 ** (t + 1)) / np.maximum(gamma * h, eps)
+        p = p - lr * (np.clip(u, -clip_threshold, clip_threshold) + weight_decay * p)
+        if t % update_interval == 0:
+            h = b2 * h + (1 - b2) * diagonal
+        yield p
