@@ -126,7 +126,7 @@ def galore(
     other_leaves: Glob = OTHER_LEAVES,
     owners: Axes = None,
 ) -> Rule:
-    r"""GaLore: Adam in the gradient's leading singular vectors, for matrices; another rule for all other leaves.
+    r"""GaLore: Adam in the gradient's leading singular vectors, for matrices; another rule for the others.
 
     For a matrix with no more rows than columns (a taller one is turned), every $T$ steps
     $P = U_{:, :r}$ of $g_t = U \Sigma V^T$, and in every step
