@@ -243,7 +243,9 @@ def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[A
     seen = as_seen(stage, kept)
     if not names:
         return [seen] * leaves, after
-    drawn = {name: jax.random.split(getattr(kept, name), leaves + 1) for name in names}
+    # of a clone: whoever leaves a step out, or makes one again, uses the key of the state once more
+    fresh = {name: jax.random.clone(getattr(kept, name)) for name in names}
+    drawn = {name: jax.random.split(key, leaves + 1) for name, key in fresh.items()}
     own = [seen._replace(**{name: keys[i + 1] for name, keys in drawn.items()}) for i in range(leaves)]
     # a key that `combine` has moved stays where it was put
     following = {name: keys[0] for name, keys in drawn.items() if getattr(after, name) is getattr(kept, name)}

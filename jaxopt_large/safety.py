@@ -123,8 +123,16 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
             new_updates, inner = rule.update(updates, state.inner, params, **extra)
         # x + (-0.0) is x for every x, the sign of zero included; x + 0.0 is not
         new_updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.full_like(u, -0.0)), new_updates)
-        inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), inner, state.inner)
+        inner = jax.tree.map(lambda new, old: _chosen(good, new, old), inner, state.inner)
         skipped = jnp.where(good, state.skipped, safe_increment(state.skipped))
         return new_updates, SkipNonfiniteState(skipped=skipped, inner=inner)
 
     return make_rule(init, update)
+
+
+def _chosen(good: Array, new: Array, old: Array) -> Array:
+    """The new value or the old one; of random keys too, of which neither has been used by that."""
+    if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return jnp.where(good, new, old)
+    numbers = (jax.random.key_data(jax.random.clone(key)) for key in (new, old))
+    return jax.random.wrap_key_data(jnp.where(good, *numbers), impl=jax.random.key_impl(new))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._compat import like_varying
 from .lapack import orthonormal
 from .norms import frobenius
 from .products import product
@@ -99,7 +100,7 @@ def refreshed_basis(a: Float[Array, "k n n"], q: Float[Array, "k n n"]) -> Float
 
 def first_basis(a: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
     """A basis near the eigenvectors of `a`, the largest first."""
-    q = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+    q = like_varying(jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape), a)
     return jax.lax.fori_loop(0, _FIRST, lambda _, q: refreshed_basis(a, q), q)
 
 

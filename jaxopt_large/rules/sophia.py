@@ -83,7 +83,7 @@ def hutchinson_diagonal(seed: Any = 0) -> Rule:
             do = "Call update(grads, state, params, obj_fn=...)"
             raise TypeError(message("hutchinson_diagonal", f"{missing} needed, got None", do=do))
         leaves, treedef = jax.tree.flatten(params)
-        following, *keys = jax.random.split(state.key, len(leaves) + 1)
+        following, *keys = jax.random.split(jax.random.clone(state.key), len(leaves) + 1)
         signs = treedef.unflatten(
             [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
         )
