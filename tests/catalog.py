@@ -113,7 +113,7 @@ class Case:
     def fields(self) -> tuple[str, ...]:
         """The fields of its state that are trees like the parameters."""
         leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(self.rule().init, jnp.ones((8, 8))))[0]
-        return tuple(path[-1].name for path, x in leaves if x.ndim)
+        return tuple(path[-1].name for path, x in leaves if x.shape == (8, 8))
 
     def __str__(self) -> str:
         return self.name + (f"-{self.label}" if self.label else "")

@@ -12,7 +12,7 @@ from optax import contrib
 import jaxopt_large as jl
 from jaxopt_large.fused._step import Step, step_of
 
-from ..catalog import RULES, in_turn, some_of
+from ..catalog import every_kind, in_turn, some_of
 from .cases import arrays
 
 _MATRICES = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)  # noqa: E731
@@ -64,7 +64,7 @@ def _compare(rule, params, *, steps=3, exact=True, extra=None, kernels="auto"):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("case", RULES, ids=str)
+@every_kind
 def test_our_rules_bit_for_bit(case):
     _compare(case.rule(), _params())
 
