@@ -130,7 +130,7 @@ class _Axes:
 class _Pair:
     """Two decay rates."""
 
-    plain = tuple[float, float]
+    plain = list[float]
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         if not isinstance(value, tuple | list) or len(value) != 2:

@@ -9,7 +9,7 @@ from ._errors import message
 from ._types import Params, State
 from .checkpoint import unpadded
 
-__all__ = ["evaluation_params"]
+__all__ = ["evaluation_params", "has_averages"]
 
 
 def evaluation_params(state: State, params: Params) -> Params:
@@ -32,15 +32,28 @@ def evaluation_params(state: State, params: Params) -> Params:
     >>> jl.evaluation_params(rule.init(params), params).tolist() == params.tolist()
     True
     """
-    pending: list[Any] = [unpadded(state)]
+    found = _averages(unpadded(state))
+    if found is None:
+        do = "Wrap the rule in ema_of_params, lookahead or schedule_free"
+        raise ValueError(message("evaluation_params", "the state has no averages", do=do))
+    return _decoded(found).evaluation_params(params)
+
+
+def has_averages(state: State) -> bool:
+    """Does a rule keep averaged parameters?"""
+    return _averages(state) is not None
+
+
+def _averages(state: State) -> Any:
+    """The outermost part of a state that has averages, or None."""
+    pending: list[Any] = [state]
     while pending:
         node = pending.pop(0)
         if hasattr(node, "evaluation_params"):
-            return _decoded(node).evaluation_params(params)
+            return node
         children = jax.tree.leaves(node, is_leaf=lambda x, node=node: x is not node)
         pending += [child for child in children if child is not node]
-    do = "Wrap the rule in ema_of_params, lookahead or schedule_free"
-    raise ValueError(message("evaluation_params", "the state has no averages", do=do))
+    return None
 
 
 def _decoded(tree: Any) -> Any:

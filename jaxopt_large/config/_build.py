@@ -17,6 +17,7 @@ from ..rules import RULES
 from ..safety import clip_by_global_norm, skip_nonfinite
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..storage.stored import stored
+from ..wrappers.every import WRAPPERS
 from ._inputs import Group
 from ._schedules import SCHEDULES
 from .schema import Config, Placement, Storage
@@ -44,6 +45,8 @@ def build(
     """
     rules = {glob: _rule(settings, config.train.steps) for glob, settings in config.optimizer.groups.items()}
     rule = rules["*"] if list(rules) == ["*"] else partition(rules)
+    for settings in config.optimizer.wrappers:
+        rule = WRAPPERS[settings.wrapper](rule, **_arguments(settings, "wrapper", config.train.steps))
     if config.optimizer.storage is not None:
         rule = _stored(rule, config.optimizer.storage, config.seed)
     if config.optimizer.clip is not None:
@@ -92,10 +95,14 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
 def _rule(settings: Any, steps: int) -> Rule:
     if settings.rule == "freeze":
         return freeze()
-    arguments = {name: _argument(x, steps) for name, x in settings if name != "rule"}
+    return RULES[settings.rule](**_arguments(settings, "rule", steps))
+
+
+def _arguments(settings: Any, tag: str, steps: int) -> dict[str, Any]:
+    arguments = {name: _argument(x, steps) for name, x in settings if name != tag}
     if arguments.get("mask") is not None:
         arguments["mask"] = _mask(arguments["mask"])
-    return RULES[settings.rule](**arguments)
+    return arguments
 
 
 def _argument(value: Any, steps: int) -> Any:

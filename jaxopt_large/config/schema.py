@@ -4,13 +4,15 @@ import functools
 import inspect
 import math
 import operator
-from typing import Annotated, Any, Literal, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from .._hyperparameters import RULE, domain_of, domains
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
+from ..wrappers.every import WRAPPERS
 from ._inputs import FLOAT32, Count, Data, Group, Model, Number, Rate, Seed, misfits
 from ._schedules import SCHEDULES
 
@@ -65,16 +67,21 @@ def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, Any]:
         return (annotation, default)
     if domain is RULE:
         return (Annotated[_ELEMENTWISE, Field(discriminator="rule")] | None, default)
-    if hasattr(domain, "plain"):
-        return (domain.plain | None if default is None else domain.plain, default)
-    return (Number | None if default is None else Number, default)
+    plain = getattr(domain, "plain", Number)
+    takes_none = default is None or type(None) in get_args(annotation)
+    return (plain | None if takes_none else plain, default)
 
 
 def _rule_model(make: Any) -> type[Group]:
     """The schema of a rule, read off its signature: a new rule needs no schema of its own."""
+    return _model("rule", make, _fields(make))
+
+
+def _fields(make: Any, *without: str) -> dict[str, Any]:
+    """The arguments of a rule or a wrapper that a configuration can say: functions it cannot."""
     hints = get_type_hints(make, include_extras=True)
-    arguments = inspect.signature(make).parameters
-    return _model("rule", make, {name: _field(p, hints[name]) for name, p in arguments.items()})
+    arguments = {n: p for n, p in inspect.signature(make).parameters.items() if n not in without}
+    return {n: _field(p, hints[n]) for n, p in arguments.items() if get_origin(hints[n]) is not Callable}
 
 
 class Frozen(Group):
@@ -94,6 +101,9 @@ _MODELS |= {name: _rule_model(make) for name, make in RULES.items() if _takes_an
 _ANY_RULE: Any = _any_of([*(_MODELS[name] for name in RULES), Frozen])
 
 
+_WRAPPERS: Any = _any_of([_model("wrapper", make, _fields(make, "rule")) for make in WRAPPERS.values()])
+
+
 FormatName = _literal[tuple(FORMATS)]
 
 
@@ -108,6 +118,7 @@ class Optimizer(Group):
     """Rules by path, how their state is kept, and the guards around them."""
 
     groups: dict[str, Annotated[_ANY_RULE, Field(discriminator="rule")]] = Field(min_length=1)
+    wrappers: list[Annotated[_WRAPPERS, Field(discriminator="wrapper")]] = Field(default_factory=list)
     storage: Storage | None = None
     clip: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None
     skip_nonfinite: bool = True

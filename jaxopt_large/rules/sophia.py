@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from .._axes import reduction_axes
 from .._errors import check_rule, message
 from .._hyperparameters import Count, Decay, Mask, Positive, Rate, StateDtype, checked
 from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, like, over
@@ -56,6 +57,7 @@ def hutchinson_diagonal(seed: Any = 0) -> Rule:
 
     Raises:
       TypeError: params or `obj_fn` are missing.
+      ValueError: inside `zero(axis_name=...)`, where no device has the parameters of the loss.
 
     Source: Hutchinson 1990; Liu et al. 2023, arXiv:2305.14342, algorithm 1.
 
@@ -82,6 +84,10 @@ def hutchinson_diagonal(seed: Any = 0) -> Rule:
             missing = "params" if params is None else "obj_fn"
             do = "Call update(grads, state, params, obj_fn=...)"
             raise TypeError(message("hutchinson_diagonal", f"{missing} needed, got None", do=do))
+        if reduction_axes():
+            wrong = "the rule is inside zero(axis_name=...), where parameters are divided"
+            do = "Write zero(rule, mesh, axis) under jit"
+            raise ValueError(message("hutchinson_diagonal", wrong, do=do))
         leaves, treedef = jax.tree.flatten(params)
         following, *keys = jax.random.split(jax.random.clone(state.key), len(leaves) + 1)
         signs = treedef.unflatten(

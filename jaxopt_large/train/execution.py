@@ -13,6 +13,7 @@ from .._paths import first_match, leaf_paths, map_with_path, nearest
 from .._types import Params, Rule, State
 from ..checkpoint import unpadded
 from ..config import Config
+from ..evaluation import evaluation_params, has_averages
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device
 from ._errors import RunError
@@ -30,6 +31,9 @@ class Execution(Protocol):
 
     def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
         """Means over a batch of host arrays."""
+
+    def averaged(self, params: Params, state: State) -> Params:
+        """The parameters to evaluate: averages that the rule keeps, placed like the parameters, or these."""
 
     def saved(self, params: Params, state: State) -> Any:
         """The tree to write to a checkpoint; it does not depend on the number of devices."""
@@ -73,6 +77,9 @@ class JitExecution:
 
     def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
         return self._evaluate(params, self._put(batch, PartitionSpec(self._config.placement.data_axis)))
+
+    def averaged(self, params: Params, state: State) -> Params:
+        return _averaged(params, state)
 
     def saved(self, params: Params, state: State) -> Any:
         return {"params": params, "state": state}
@@ -121,6 +128,12 @@ class PmapExecution:
         means = self._evaluate(params, jax.tree.map(lambda x: x[:, 0], self._split(batch, 1)))
         return jax.tree.map(_local, means)
 
+    def averaged(self, params: Params, state: State) -> Params:
+        if not has_averages(state):
+            return params
+        whole = to_global({"params": params, "state": state})
+        return self._put_back(to_per_device(_averaged(whole["params"], whole["state"]), params))
+
     def saved(self, params: Params, state: State) -> Any:
         return to_global({"params": params, "state": state})
 
@@ -139,6 +152,13 @@ class PmapExecution:
             return x.reshape(rows, n, x.shape[0] // (rows * n), *x.shape[1:]).swapaxes(0, 1)
 
         return jax.tree.map(split, batch)
+
+
+def _averaged(params: Params, state: State) -> Params:
+    if not has_averages(state):
+        return params
+    found = evaluation_params(state, params)
+    return jax.tree.map(lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), found, params)
 
 
 def param_shardings(config: Config, params: Params, mesh: Any) -> Any:

@@ -178,7 +178,8 @@ class _Run:
             self.folder.log(step=step, **values, tokens_per_second=speed)
 
     def _evaluate(self, progress: Progress) -> None:
-        results = [jax.device_get(self.execution.evaluate(self.params, b)) for b in self.validation]
+        params = self.execution.averaged(self.params, self.state)
+        results = [jax.device_get(self.execution.evaluate(params, b)) for b in self.validation]
         means = {name: float(np.mean([r[name] for r in results])) for name in results[0]}
         self.at.last = means["validation_loss"]
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)

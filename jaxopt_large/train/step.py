@@ -46,7 +46,7 @@ def make_step(
             loss = jax.lax.pmean(loss, mean_over)
         if average_gradients:
             grads = jax.lax.pmean(grads, mean_over)
-        updates, state = rule.update(grads, state, params)
+        updates, state = rule.update(grads, state, params, value=loss, obj_fn=_on_part(objective, batch))
         watch = find(WatchState, state)
         guard = find(SkipNonfiniteState, watch.inner)
         skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped
@@ -70,6 +70,12 @@ def make_evaluation(
         return jax.lax.pmean(means, mean_over) if mean_over else means
 
     return evaluate
+
+
+def _on_part(objective: Callable[..., Any], batch: Any) -> Callable[[Params], Any]:
+    """The loss of the first micro-batch: enough for who estimates curvature."""
+    part = jax.tree.map(lambda x: x[0], batch)
+    return lambda params: objective(params, part)
 
 
 def _loss_of(model: Model) -> Callable[..., Any]:
