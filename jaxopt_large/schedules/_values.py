@@ -23,12 +23,11 @@ def since(count: Any, start: Scalar) -> Array:
     return jnp.where(count < start, jnp.zeros_like(count), count - start)
 
 
-def ramp(t: Array, start: Scalar, length: Scalar) -> Array:
-    """0 before `start`, 1 from `start + length`, linear between."""
-    past, length = t - like(start, t), like(length, t)
-    if is_known(length):
-        return jnp.clip(past / length, 0.0, 1.0) if length > 0 else (past >= 0).astype(t.dtype)
-    return jnp.where(length > 0, jnp.clip(divide(past, length), 0.0, 1.0), (past >= 0).astype(t.dtype))
+def ramp(t: Array, start: Scalar, stop: Scalar) -> Array:
+    """0 before `start`, 1 from `stop`, linear between."""
+    start, stop = (jnp.asarray(like(x, t)).astype(t.dtype) for x in (start, stop))
+    part = jnp.clip(divide(t - start, stop - start), 0.0, 1.0)
+    return jnp.where(t >= stop, 1.0, part)  # the quotient, rounded, may miss it
 
 
 def between(first: Scalar, last: Scalar, part: Array) -> Array:

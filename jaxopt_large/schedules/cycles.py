@@ -50,9 +50,9 @@ def one_cycle(
 
     Source: Smith & Topin 2018, arXiv:1708.07120.
 
-    >>> rate = jl.one_cycle(1.0, steps=11, warmup_fraction=0.5, init_divisor=2.0, shape="linear")
-    >>> [round(float(rate(t)), 4) for t in (0, 4, 5, 10)]
-    [0.5, 0.9444, 0.9091, 0.0001]
+    >>> rate = jl.one_cycle(1.0, steps=10, warmup_fraction=0.5, init_divisor=2.0, shape="linear")
+    >>> [round(float(rate(t)), 5) for t in (0, 2, 4, 9)]
+    [0.5, 0.75, 1.0, 5e-05]
     """
     first = peak_value / init_divisor
     last = first / final_divisor
@@ -62,7 +62,7 @@ def one_cycle(
     def value(count: Any) -> Array:
         t = steps_of(count)
         up = between(first, peak_value, _eased(ramp(t, 0.0, turn), shape))
-        down = between(peak_value, last, _eased(ramp(t, turn, steps - 1.0 - turn), shape))
+        down = between(peak_value, last, _eased(ramp(t, turn, steps - 1), shape))
         return jnp.where(t < like(turn, t), up, down)
 
     return value
@@ -112,7 +112,7 @@ def cyclic(
         height = 1.0 - jnp.abs(inside / h - 1.0)
         if shape == "triangular2":
             height *= jnp.exp2(-jnp.round((t - inside) / (2 * h)))
-        if shape == "exp_range":
+        if decay is not None:
             height *= jnp.exp(t * (math.log(decay) if is_known(decay) else jnp.log(like(decay, t))))
         return between(low, high, height)
 

@@ -82,7 +82,7 @@ def warmup_stable_decay(
     def value(count: Any) -> Array:
         t = steps_of(count)
         up = between(init_value, peak_value, ramp(t, 0, warmup_steps))
-        down = _fall(peak_value, end_value, ramp(t, decay_start, decay_steps), shape)
+        down = _fall(peak_value, end_value, ramp(t, decay_start, decay_start + decay_steps), shape)
         return jnp.where(t < like(decay_start, t), up, down)
 
     return value
