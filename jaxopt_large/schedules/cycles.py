@@ -54,13 +54,13 @@ def one_cycle(
     >>> [round(float(rate(t)), 5) for t in (0, 2, 4, 9)]
     [0.5, 0.75, 1.0, 5e-05]
     """
-    first = peak_value / init_divisor
-    last = first / final_divisor
     turn = warmup_fraction * steps - 1.0
     turn = max(0.0, turn) if is_known(turn) else jnp.maximum(turn, 0.0)
 
     def value(count: Any) -> Array:
         t = steps_of(count)
+        first = like(peak_value, t) / like(init_divisor, t)
+        last = first / like(final_divisor, t)
         up = between(first, peak_value, _eased(ramp(t, 0.0, turn), shape))
         down = between(peak_value, last, _eased(ramp(t, turn, steps - 1), shape))
         return jnp.where(t < like(turn, t), up, down)
