@@ -104,7 +104,7 @@ def cyclic(
     return schedules.cyclic(low, high, half_period=half_period, shape=shape, decay=decay)
 
 
-def warmup(warmup: Natural, then: Then, *, steps: int) -> Schedule:
+def warmup_then(warmup: Natural, then: Then, *, steps: int) -> Schedule:
     """Linear up to where another schedule begins, which has the rest of the run."""
     return schedules.warmup(then(max(1, steps - warmup)), warmup)
 
@@ -121,6 +121,6 @@ SCHEDULES = {
         power,
         one_cycle,
         cyclic,
-        warmup,
+        warmup_then,
     )
 }
