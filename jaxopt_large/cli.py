@@ -62,14 +62,17 @@ def schedule(config: str, /, *, set: tuple[str, ...] = (), png: str | None = Non
       png: the file of a picture, too.
     """
     from .config import ConfigError, load
-    from .train import show_rates
+    from .train import RunWriteError, show_rates
 
     try:
         shown = show_rates(load(config, set), png=png)
+    except RunWriteError as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ConfigError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:  # of the terminal, or of the picture
+    except OSError as error:  # of the terminal
         print(f"schedule: {error}.", file=sys.stderr)
         return 1
     return 0 if shown else 1

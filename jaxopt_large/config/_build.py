@@ -118,7 +118,7 @@ def _argument(value: Any, steps: int) -> Any:
         return value
     if hasattr(value, "rule"):
         return _rule(value, steps)
-    given = {name: _then(x) if isinstance(x, Group) else x for name, x in value}
+    given: dict[str, Any] = {name: _then(x) if isinstance(x, Group) else x for name, x in value}
     return SCHEDULES[given.pop("schedule")](**given, steps=steps)
 
 

@@ -70,7 +70,7 @@ def figure(console: Console, width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        console.print("No picture of the curves: matplotlib comes with jaxopt_large[viz].")
+        console.print("No picture of the curves: matplotlib comes with jaxopt_large[viz].", markup=False)
         return None
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(made)

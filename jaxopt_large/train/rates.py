@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .._numerics import as_scalar
+from .._writing import not_written
 from ..config import Config, learning_rates
+from ._errors import RunWriteError
 from .chart import as_png, figure, print_bars
 
 _MOST = 2**22  # steps that are looked at; of longer runs as many, at equal distances
@@ -54,7 +56,7 @@ def show_rates(config: Config, *, png: str | Path | None = None, console: Consol
       Whether all was shown: False where a picture was asked for and matplotlib is not installed.
 
     Raises:
-      OSError: the picture cannot be written.
+      RunWriteError: the picture cannot be written.
     """
     console = console or Console()
     found = rates(config)
@@ -66,7 +68,11 @@ def show_rates(config: Config, *, png: str | Path | None = None, console: Consol
     picture = figure(console, 8, 3.5)
     if picture is None:
         return False
-    Path(png).write_bytes(_drawn(picture, config, found))
+    content = _drawn(picture, config, found)
+    try:
+        Path(png).write_bytes(content)
+    except OSError as error:
+        raise RunWriteError(not_written("schedule", Path(png), error)) from None
     return True
 
 
