@@ -53,6 +53,31 @@ def train(
     return 130 if summary["interrupted"] else 0
 
 
+def schedule(config: str, /, *, set: tuple[str, ...] = (), png: str | None = None) -> int:
+    """Draw the learning rates that a configuration gives its run.
+
+    Args:
+      config: a YAML file, such as configs/stdlib_gpt.yaml.
+      set: settings that win over the file, like train.steps=100; may be given several times.
+      png: the file of a picture, too.
+    """
+    from .config import ConfigError, load
+    from .train import RunWriteError, show_rates
+
+    try:
+        shown = show_rates(load(config, set), png=png)
+    except RunWriteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ConfigError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # of the terminal
+        print(f"schedule: {error}.", file=sys.stderr)
+        return 1
+    return 0 if shown else 1
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -71,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     app: Any = tyro.extras.SubcommandApp()
     app.command(train, name="train")
+    app.command(schedule, name="schedule")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     description = "Optimizers for JAX models that outgrow one device."
     try:

@@ -2,6 +2,7 @@
 
 from ._build import build as build
 from ._build import learning_rate as learning_rate
+from ._build import learning_rates as learning_rates
 from ._build import mesh_of as mesh_of
 from ._changes import changes as changes
 from ._load import load as load

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from .._compat import make_mesh
 from .._paths import map_with_path, matches
-from .._types import Params, Rule
+from .._types import Params, Rule, ScalarOrSchedule
 from ..groups import freeze, partition
 from ..placement.offload import offload
 from ..placement.zero import zero
@@ -92,6 +92,20 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
     return value if callable(value) else lambda count: value
 
 
+def learning_rates(config: Config) -> dict[str, ScalarOrSchedule]:
+    """The learning rates of all rules that have one, by glob and rule: numbers and schedules.
+
+    A rule inside another one, for the leaves that the other does not take, follows it.
+    """
+    found = {}
+    for glob, settings in config.optimizer.groups.items():
+        for each in (settings, getattr(settings, "other", None)):
+            rate = getattr(each, "learning_rate", None)
+            if each is not None and rate is not None:
+                found[f"{glob}: {each.rule}"] = _argument(rate, config.train.steps)
+    return found
+
+
 def _rule(settings: Any, steps: int) -> Rule:
     if settings.rule == "freeze":
         return freeze()
@@ -111,8 +125,12 @@ def _argument(value: Any, steps: int) -> Any:
         return value
     if hasattr(value, "rule"):
         return _rule(value, steps)
-    given = dict(value)
+    given: dict[str, Any] = {name: _then(x) if isinstance(x, Group) else x for name, x in value}
     return SCHEDULES[given.pop("schedule")](**given, steps=steps)
+
+
+def _then(schedule: Group) -> Callable[[int], Any]:
+    return lambda steps: _argument(schedule, steps)
 
 
 def _mask(glob: str) -> Any:

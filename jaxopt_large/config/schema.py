@@ -14,7 +14,7 @@ from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
 from ._inputs import FLOAT32, Count, Data, Group, Model, Number, Rate, Seed, misfits
-from ._schedules import SCHEDULES
+from ._schedules import SCHEDULES, Then
 
 _literal: Any = Literal  # of names that are found in a list
 
@@ -41,10 +41,20 @@ def _schedule_model(make: Any) -> type[Group]:
     """The schema of a schedule, read off its signature; what a run knows itself is keyword-only there."""
     hints = get_type_hints(make, include_extras=True)
     given = [p for p in inspect.signature(make).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    return _model("schedule", make, {p.name: (hints[p.name], _default(p)) for p in given})
+    types = {p.name: _PLAIN_SCHEDULE if hints[p.name] == Then else hints[p.name] for p in given}
+    return _model("schedule", make, {p.name: (types[p.name], _default(p)) for p in given})
 
 
-_SCHEDULE: Any = _any_of(map(_schedule_model, SCHEDULES.values()))
+def _holds_another(make: Any) -> bool:
+    """Has a schedule an argument that is a schedule?"""
+    return Then in get_type_hints(make, include_extras=True).values()
+
+
+_PLAIN: Any = _any_of(_schedule_model(make) for make in SCHEDULES.values() if not _holds_another(make))
+_PLAIN_SCHEDULE = Annotated[_PLAIN, Field(discriminator="schedule")]
+_SCHEDULE: Any = _any_of(
+    [_PLAIN, *(_schedule_model(make) for make in SCHEDULES.values() if _holds_another(make))]
+)
 
 
 def _kind_of_rate(value: Any) -> str:

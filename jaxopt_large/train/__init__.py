@@ -3,3 +3,4 @@
 from ._errors import RunError as RunError
 from ._errors import RunWriteError as RunWriteError
 from .loop import train as train
+from .rates import show_rates as show_rates

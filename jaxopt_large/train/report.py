@@ -1,23 +1,17 @@
 """What a run shows at its start and its end: a card, a curve in the terminal, a picture."""
 
-import io
-import itertools
 import math
 from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from .._tables import size
 from ..config import Config
 from ..data import Dataset
+from .chart import as_png, figure, print_bars
 from .folder import RunFolder
-
-_BLOCKS = " ▁▂▃▄▅▆▇█"
-_LEAST = 1e-9  # a loss of 0 has no logarithm
-_HEIGHT = 8  # lines of the terminal curve
 
 
 class Card:
@@ -60,11 +54,8 @@ class Card:
         """The loss curve and the figures of `summary.json`."""
         unit = f"nats/{self._dataset.unit}"
         curve = [m["loss"] for m in metrics if m.get("loss") is not None]
-        if len(curve) > 1 and _unicode(console):
-            width = min(console.width - 14, 72)
-            console.print(Text(f"training loss, {unit}", style="bold"))
-            for line in _curve(curve, width):
-                console.print(Text(line), no_wrap=True, overflow="crop", highlight=False)
+        if len(curve) > 1:
+            print_bars(console, f"training loss, {unit}", curve, len(curve), log=True)
         table = _table()
         if summary["best_validation_loss"] is not None:
             best, last = summary["best_validation_loss"], summary["final_validation_loss"]
@@ -99,18 +90,13 @@ def draw_curves(
     metrics: list[dict[str, Any]], config: Config, dataset: Dataset, console: Console
 ) -> bytes | None:
     """The curves as a PNG, where matplotlib is installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        console.print("No picture of the curves: matplotlib comes with jaxopt_large[viz].")
+    picture = figure(console, 8, 5)
+    if picture is None:
         return None
     train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
     valid = [(m["step"], m["validation_loss"]) for m in metrics if m.get("validation_loss") is not None]
     norms = [(m["step"], m["gradient_norm"]) for m in metrics if m.get("gradient_norm") is not None]
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top, bottom = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     if train:
         top.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label="training")
     if valid:
@@ -123,30 +109,7 @@ def draw_curves(
         bottom.set_yscale("log")
     bottom.set_ylabel("gradient norm")
     bottom.set_xlabel("step")
-    for axes in (top, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
-
-
-def _curve(values: list[float], width: int) -> list[str]:
-    """A bar chart of `values` on a log scale, averaged into `width` columns, its ends at the left."""
-    width = min(width, len(values))
-    edges = [round(i * len(values) / width) for i in range(width + 1)]
-    columns = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(columns), max(columns)
-    floor = max(low, _LEAST)
-    heights = [math.log(max(c, floor) / floor) for c in columns]
-    span = max(heights) or 1.0
-    eighths = [1 + round(h / span * (_HEIGHT * 8 - 1)) for h in heights]
-    lines = []
-    for row in range(_HEIGHT - 1, -1, -1):
-        label = {_HEIGHT - 1: f"{high:.3f}", 0: f"{low:.3f}"}.get(row, "")
-        bars = "".join(_BLOCKS[max(0, min(8, e - 8 * row))] for e in eighths)
-        lines.append(f"{label:>9} ┤{bars}")
-    return [*lines, f"{'':>9} └{'─' * width}", f"{'step':>9}  1{str(len(values)).rjust(width - 1)}"]
+    return as_png(picture)
 
 
 def _table() -> Table:
@@ -154,10 +117,6 @@ def _table() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
-
-
-def _unicode(console: Console) -> bool:
-    return (console.encoding or "").lower().startswith("utf")
 
 
 def _count(number: int) -> str:

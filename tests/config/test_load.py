@@ -177,6 +177,29 @@ def test_groups_become_a_partition(tmp_path):
             {0: 0.0, 2: 1.0, 6: 1.0, 8: 0.5, 10: 0.0},
         ),
         ("{schedule: inverse_sqrt, peak: 1.0, warmup: 4}", {0: 0.0, 4: 1.0, 16: 0.5}),
+        (
+            "{schedule: warmup_stable_decay, peak: 1.0, warmup: 2, decay: 4, shape: sqrt}",
+            {1: 0.5, 6: 1.0, 7: 0.5, 10: 0.0},
+        ),
+        ("{schedule: constant, peak: 1.0}", {0: 1.0, 10: 1.0}),
+        ("{schedule: constant, peak: 1.0, warmup: 4}", {0: 0.0, 2: 0.5, 4: 1.0, 10: 1.0}),
+        ("{schedule: linear, peak: 1.0, end: 0.5}", {0: 1.0, 5: 0.75, 10: 0.5}),
+        ("{schedule: linear, peak: 1.0, warmup: 20}", {10: 0.5, 20: 0.0}),  # longer than the run
+        ("{schedule: exponential, peak: 1.0, end: 0.01, warmup: 2}", {1: 0.5, 2: 1.0, 6: 0.1, 10: 0.01}),
+        ("{schedule: power, peak: 1.0, exponent: 1.0, warmup: 4}", {2: 0.5, 4: 1.0, 8: 0.5}),
+        (
+            "{schedule: one_cycle, peak: 1.0, init_divisor: 2, final_divisor: 5, shape: linear}",
+            {0: 0.5, 2: 1.0, 9: 0.1},
+        ),
+        ("{schedule: cyclic, low: 0.5, high: 1.0, half_period: 3}", {0: 0.5, 3: 1.0, 6: 0.5}),
+        (
+            "{schedule: cyclic, low: 0.0, high: 1.0, half_period: 1, shape: exp_range, decay: 0.5}",
+            {1: 0.5, 3: 0.125},
+        ),
+        (
+            "{schedule: warmup_then, warmup: 2, then: {schedule: linear, peak: 1.0}}",
+            {0: 0.0, 1: 0.5, 2: 1.0, 6: 0.5, 10: 0.0},
+        ),
     ],
 )
 def test_schedules_end_with_the_run(tmp_path, schedule, values):
@@ -185,6 +208,45 @@ def test_schedules_end_with_the_run(tmp_path, schedule, values):
     rate = learning_rate(_load(tmp_path, _GOOD.replace("3e-4", schedule)))
     for step, expected in values.items():
         assert float(rate(jnp.int32(step))) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        (
+            "{schedule: cyclic, low: 0.0, high: 1.0, half_period: 0}",
+            ".learning_rate.half_period: must be gre",
+        ),
+        ("{schedule: one_cycle, peak: 1.0, shape: cubic}", ".learning_rate.shape: must be 'cosine' or"),
+        ("{schedule: cyclic, low: 0.0, high: 1.0, half_period: 1, shape: exp_range}", "*: decay is missing"),
+        (
+            "{schedule: warmup_stable_decay, peak: 1.0, warmup: 2, decay: 4, shape: exponential}",
+            "*: end_value is out of range, got 0.0; the exponential shape takes a number > 0",
+        ),
+        (
+            "{schedule: warmup_then, warmup: 2, then: {schedule: linear, peak: -1.0}}",
+            ".learning_rate.then.peak: must be greater than or equal to 0",
+        ),
+        (
+            "{schedule: warmup_then, warmup: 2, then: {schedule: linaer, peak: 1.0}}",
+            ".learning_rate.then.schedule: must be one of constant, linear,",
+        ),
+    ],
+)
+def test_schedules_that_are_none(tmp_path, schedule, says):
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, _GOOD.replace("3e-4", schedule))
+    assert len(str(caught.value).splitlines()) == 1
+    assert says in str(caught.value)
+
+
+def test_the_learning_rates_of_all_rules(tmp_path):
+    from jaxopt_large.config import learning_rates
+
+    matrices = "{rule: muon, learning_rate: 0.02, other: {rule: adamw, learning_rate: 0.01}}"
+    text = _GOOD.replace('    "*":', f'    "*bias": {{rule: freeze}}\n    "*w": {matrices}\n    "*":')
+    rates = learning_rates(_load(tmp_path, text))
+    assert rates == {"*w: muon": 0.02, "*w: adamw": 0.01, "*: adamw": 3e-4}
 
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
