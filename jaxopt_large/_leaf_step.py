@@ -1,5 +1,6 @@
 """Stages on one leaf: cast once on the way in, rounded once on the way out."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,21 @@ from jaxtyping import Array
 
 from ._numerics import is_complex, real_dtype, widest
 from ._parts import part_of
-from ._stage import Needs, Stage
+from ._stage import LeafStep, Needs, Stage
 from ._window import Window
+from .tracing.calls import ByWindow
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStep(LeafStep, ByWindow):
+    """The call of a step that knows which part of its leaf it has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSums(ByWindow):
+    """The call that makes what such a part adds to the sums of its leaf."""
+
+    who: str
 
 
 class Place(NamedTuple):

@@ -12,12 +12,12 @@ from jaxtyping import Array
 
 from ._axes import max_over_shards, reduction_axes, sum_over_shards, window_of
 from ._errors import SCHEDULED, check_hyperparameters, message
-from ._leaf_step import Place, leaf_step, measured_leaf, most
+from ._leaf_step import PartStep, PartSums, Place, leaf_step, measured_leaf, most
 from ._masks import spread
 from ._numerics import as_scalar
 from ._parts import Largest
 from ._paths import difference, leaf_paths
-from ._stage import LeafStep, PartStep, PartSums, Stage
+from ._stage import LeafStep, Stage
 from ._types import Params, State, Updates
 from ._window import Window
 from .tracing.calls import named_call

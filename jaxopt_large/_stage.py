@@ -12,7 +12,6 @@ from ._errors import message
 from ._state_fields import LeafField, SharedField, StaticField
 from ._states import described
 from ._types import State
-from .tracing.calls import ByWindow
 
 Needs = Literal["elements", "axes", "leaf"]
 _NO_STATE = optax.EmptyState()
@@ -24,18 +23,6 @@ class LeafStep:
 
     who: str
     needs: Needs
-
-
-@dataclasses.dataclass(frozen=True)
-class PartStep(LeafStep, ByWindow):
-    """The call of a step that knows which part of its leaf it has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PartSums(ByWindow):
-    """The call that makes what such a part adds to the sums of its leaf."""
-
-    who: str
 
 
 @dataclasses.dataclass(frozen=True)

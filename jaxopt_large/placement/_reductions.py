@@ -13,7 +13,8 @@ import jax
 
 from .._compat import like_varying
 from .._errors import message
-from .._stage import LeafStep, PartStep, PartSums
+from .._leaf_step import PartStep, PartSums
+from .._stage import LeafStep
 from .._types import Params, Rule, State, Updates
 from ..matrix.stage import MatrixStep
 from ..passes.codecs import codec_of
