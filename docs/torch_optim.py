@@ -31,43 +31,43 @@ TORCH_OPTIM = {
     ),
     "Adadelta(rho=0.95, weight_decay=0.9)": Written("jl.adadelta(1.0, rho=0.95, weight_decay=0.9)"),
     "Adafactor()": Written(
-        "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1)",
+        "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1)",
         _ADAFACTOR,
         (
             "Adafactor(eps=(1e-150, 0.001))",
-            "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, eps=0.0)",
+            "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, eps=0.0)",
         ),
     ),
     "Adafactor(weight_decay=0.1, lr=0.01)": Written(
-        "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, weight_decay_rate=0.01 * 0.1)",
+        "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, weight_decay_rate=0.01 * 0.1)",
         _ADAFACTOR,
         (
             "Adafactor(weight_decay=0.1, lr=0.01, eps=(1e-150, 0.001))",
-            "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, weight_decay_rate=0.01 * 0.1, eps=0.0)",
+            "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, weight_decay_rate=0.01 * 0.1, eps=0.0)",
         ),
     ),
     "Adafactor(weight_decay=0.1, maximize=True)": Written(
-        "optax.chain(optax.scale(-1.0), jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, weight_decay_rate=0.01 * 0.1))",
+        "optax.chain(optax.scale(-1.0), jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, weight_decay_rate=0.01 * 0.1))",
         _ADAFACTOR,
         (
             "Adafactor(weight_decay=0.1, maximize=True, eps=(1e-150, 0.001))",
-            "optax.chain(optax.scale(-1.0), jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, weight_decay_rate=0.01 * 0.1, eps=0.0))",
+            "optax.chain(optax.scale(-1.0), jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, weight_decay_rate=0.01 * 0.1, eps=0.0))",
         ),
     ),
     "Adafactor(beta2_decay=-1.0)": Written(
-        "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, decay_rate=1.0)",
+        "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, decay_rate=1.0)",
         _ADAFACTOR,
         (
             "Adafactor(beta2_decay=-1.0, eps=(1e-150, 0.001))",
-            "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, decay_rate=1.0, eps=0.0)",
+            "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, decay_rate=1.0, eps=0.0)",
         ),
     ),
     "Adafactor(d=1.5)": Written(
-        "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, clipping_threshold=1.5)",
+        "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, clipping_threshold=1.5)",
         _ADAFACTOR,
         (
             "Adafactor(d=1.5, eps=(1e-150, 0.001))",
-            "jl.adafactor(lambda t: jnp.minimum(0.01, 1 / jnp.sqrt(t + 1)), 1, clipping_threshold=1.5, eps=0.0)",
+            "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, clipping_threshold=1.5, eps=0.0)",
         ),
     ),
     "Adagrad()": Written(

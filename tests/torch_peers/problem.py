@@ -12,6 +12,7 @@ import jaxopt_large as jl
 STEPS = 20
 _NAMES = {"jl": jl, "optax": optax, "jnp": jnp}
 _AVERAGES = ("ASGD", "ScheduleFree")  # whose last parameters are not those to evaluate with
+_OF_MATRICES = ("Muon", "pytorch_optimizer.GaLore")
 _TO_EPS = (1.0, 1e-3, 1e-9, 1e-16, 0.0)  # gradients of all sizes: each side's eps is seen, wherever it is
 
 
@@ -21,19 +22,25 @@ def problem():
     r = np.random.default_rng(8)
     start = {"b": r.normal(size=5), "w": r.normal(size=(6, 10))}
     sizes = {"b": np.array(_TO_EPS), "w": 10 ** r.uniform(-1, 1, size=(6, 10))}
-    grads = {k: sizes[k] * (r.normal(size=(STEPS, *x.shape)) + r.normal(size=x.shape)) for k, x in start.items()}
+    grads = {
+        k: sizes[k] * (r.normal(size=(STEPS, *x.shape)) + r.normal(size=x.shape)) for k, x in start.items()
+    }
     return start, grads
 
 
 def of(call, tree):
-    """The leaves that a rule is given: Muon takes matrices only."""
-    return {"w": tree["w"]} if call.startswith(("Muon", "pytorch_optimizer.Muon")) else tree
+    """The leaves that an optimizer is given: some take matrices only."""
+    return {"w": tree["w"]} if call.startswith(_OF_MATRICES) else tree
 
 
-def trained(written, call):
-    """Parameters after each step, [steps, ...], and those to evaluate with at the end, of an expression."""
+def trained_as(call, written):
+    """What is kept of the training by an expression that stands for a call."""
+    return _trained(written, call.startswith(_OF_MATRICES), any(name in call for name in _AVERAGES))
+
+
+@functools.cache
+def _trained(written, is_matrices, is_average):
     rule = eval(written, dict(_NAMES))
-    is_average = any(name in call for name in _AVERAGES)
 
     def step(carry, grads):
         params, state = carry
@@ -46,10 +53,10 @@ def trained(written, call):
         (last, state), seen = jax.lax.scan(step, (params, rule.init(params)), grads)
         return seen, jl.evaluation_params(state, last) if is_average else None
 
-    start, grads = (of(call, tree) for tree in problem())
+    start, grads = ({"w": tree["w"]} if is_matrices else tree for tree in problem())
     with jax.numpy_dtype_promotion("standard"):  # schedules of the table are plain arithmetic
-        seen, averages = train(jax.tree.map(jnp.asarray, start), jax.tree.map(jnp.asarray, grads))
-    return jax.tree.map(np.asarray, seen), jax.tree.map(np.asarray, averages)
+        made = train(jax.tree.map(jnp.asarray, start), jax.tree.map(jnp.asarray, grads))
+    return kept(*jax.tree.map(np.asarray, made))
 
 
 def kept(seen, averages=None):

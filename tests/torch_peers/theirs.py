@@ -5,9 +5,11 @@ python -m tests.torch_peers.theirs     # write both files again
 """
 
 import contextlib
+import functools
 import importlib
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -17,10 +19,10 @@ from .others import OTHERS
 from .problem import kept, of, problem
 
 TABLES = {"torch_optim": TORCH_OPTIM, "others": OTHERS}
-_IN_FLOAT64 = " in float64"
 _DIGITS = 15
 
 
+@functools.cache
 def recorded(table):
     """call -> what PyTorch's optimizer makes of the problem."""
     return json.loads(_file(table).read_text())["numbers"]
@@ -30,15 +32,17 @@ def trained(call):
     """What is kept of the training by an optimizer, given as its constructor's call without parameters."""
     import torch
 
-    bare, in_float64 = call.removesuffix(_IN_FLOAT64), call.endswith(_IN_FLOAT64)
-    home, given = bare.split("(", 1)
+    changed = next((words for words in _CHANGES if call.endswith(words)), "")
+    home, given = call.removesuffix(changed).split("(", 1)
     module, _, name = home.rpartition(".")
     make = getattr(importlib.import_module(module or "torch.optim"), name)
     start, grads = (of(call, tree) for tree in problem())
-    with _scalars_in_float64(), _half_precision_is_float64() if in_float64 else contextlib.nullcontext():
+    with _scalars_in_float64(), _CHANGES.get(changed, contextlib.nullcontext)():
         # PyTorch's matrices are [outputs, inputs]
         params = {k: torch.nn.Parameter(torch.tensor(x.T.copy())) for k, x in start.items()}
-        rule = eval(f"make(params, {given}", {"make": make, "params": _groups(params, name), "tensor": torch.tensor})
+        rule = eval(
+            f"make(params, {given}", {"make": make, "params": list(params.values()), "tensor": torch.tensor}
+        )
         if hasattr(rule, "train"):
             rule.train()
         seen = {k: [] for k in params}
@@ -49,10 +53,6 @@ def trained(call):
             for k, p in params.items():
                 seen[k].append(p.detach().numpy().T.copy())
     return kept(seen, _averages(rule, params))
-
-
-def _groups(params, name):
-    return list(params.values())
 
 
 def _averages(rule, params):
@@ -79,23 +79,47 @@ def _scalars_in_float64():
 
 
 @contextlib.contextmanager
-def _half_precision_is_float64():
-    """Keeps Muon from rounding to bfloat16."""
+def _all_in_float64():
+    """Keeps optimizers from rounding to less."""
     import torch
 
-    before = torch.Tensor.bfloat16
-    torch.Tensor.bfloat16 = torch.Tensor.clone
-    try:
+    same = torch.Tensor.clone
+    with mock.patch.multiple(torch.Tensor, bfloat16=same, float=same):
         yield
-    finally:
-        torch.Tensor.bfloat16 = before
+
+
+@contextlib.contextmanager
+def _without_1e_15():
+    """Leaves out what pytorch_optimizer adds under roots, beside eps."""
+    from pytorch_optimizer.base.optimizer import BaseOptimizer
+
+    with (
+        mock.patch.object(BaseOptimizer.apply_ams_bound, "__defaults__", (0.0,)),
+        mock.patch.object(BaseOptimizer.apply_ams_bound_foreach, "__defaults__", (0.0,)),
+    ):
+        yield
+
+
+_CHANGES = {" in float64": _all_in_float64, " without 1e-15": _without_1e_15}  # of what no argument changes
+
+
+def pairs(table):
+    """Calls and expressions: those with the same numbers, those without the difference given, and with it.
+
+    Of the last there is one for each reason.
+    """
+    rows = TABLES[table]
+    same = [(call, row.here) for call, row in rows.items() if row.here and not row.differs]
+    alike = [row.alike for row in rows.values() if row.alike]
+    apart = {
+        row.differs: (call, row.here) for call, row in reversed(rows.items()) if row.here and row.differs
+    }
+    return same, alike, list(apart.values())
 
 
 def calls(table):
-    """All calls of a table that have a counterpart here."""
-    rows = TABLES[table]
-    here = [call for call, row in rows.items() if row.here]
-    return list(dict.fromkeys([*here, *(row.alike[0] for row in rows.values() if row.alike)]))
+    """All calls that are compared, once each."""
+    return list(dict.fromkeys(call for kind in pairs(table) for call, _ in kind))
 
 
 def _file(table):
@@ -117,7 +141,9 @@ def _record(table):
         assert all(np.all(np.isfinite(x)) for part in parts.values() for x in part.values()), call
         numbers[call] = {n: {k: _rounded(x) for k, x in part.items()} for n, part in parts.items()}
     rows = [f"{json.dumps(call)}: {json.dumps(x, separators=(',', ':'))}" for call, x in numbers.items()]
-    _file(table).write_text(f'{{"versions": {json.dumps(versions)}, "numbers": {{\n' + ",\n".join(rows) + "\n}}\n")
+    _file(table).write_text(
+        f'{{"versions": {json.dumps(versions)}, "numbers": {{\n' + ",\n".join(rows) + "\n}}\n"
+    )
 
 
 if __name__ == "__main__":
