@@ -304,3 +304,8 @@ TORCH_OPTIM = {
     "SparseAdam(lr=tensor(0.001))": Written("", _SPARSE),
     "SparseAdam(maximize=True)": Written("", _SPARSE),
 }
+
+
+def by_class() -> dict[str, Written]:
+    """Each of PyTorch's classes, in its default settings."""
+    return {call.removesuffix("()"): row for call, row in TORCH_OPTIM.items() if call.endswith("()")}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs.torch_optim import TORCH_OPTIM
+from docs.torch_optim import TORCH_OPTIM, by_class
 
 from . import problem, theirs
 
@@ -61,9 +61,15 @@ def test_what_is_recorded_is_what_they_do(table):
     assert seen or pytest.skip("none of the packages is installed")
 
 
+def test_every_class_is_there_in_its_default_settings():
+    assert by_class().keys() == {call.split("(")[0] for call in TORCH_OPTIM}
+
+
 def test_the_table_has_all_that_pytorch_tests():
     torch = pytest.importorskip("torch")
     pytest.importorskip("expecttest")
+    if torch.__version__ != theirs.versions("torch_optim")["torch"]:
+        pytest.skip("another version of PyTorch may test others")
     from torch.testing._internal.common_optimizers import optim_db
 
     def shown(x):

@@ -22,10 +22,14 @@ TABLES = {"torch_optim": TORCH_OPTIM, "others": OTHERS}
 _DIGITS = 15
 
 
-@functools.cache
 def recorded(table):
     """call -> what PyTorch's optimizer makes of the problem."""
-    return json.loads(_file(table).read_text())["numbers"]
+    return _read(table)["numbers"]
+
+
+def versions(table):
+    """package -> the version that made the numbers."""
+    return _read(table)["versions"]
 
 
 def trained(call):
@@ -122,6 +126,11 @@ def calls(table):
     return list(dict.fromkeys(call for kind in pairs(table) for call, _ in kind))
 
 
+@functools.cache
+def _read(table):
+    return json.loads(_file(table).read_text())
+
+
 def _file(table):
     return Path(__file__).with_name(f"{table}.json")
 
@@ -134,7 +143,7 @@ def _record(table):
     import importlib.metadata
 
     homes = {"torch", *(call.split(".")[0] for call in calls(table) if "." in call.split("(")[0])}
-    versions = {home: importlib.metadata.version(home) for home in sorted(homes)}
+    used = {home: importlib.metadata.version(home) for home in sorted(homes)}
     numbers = {}
     for call in calls(table):
         parts = trained(call)
@@ -142,7 +151,7 @@ def _record(table):
         numbers[call] = {n: {k: _rounded(x) for k, x in part.items()} for n, part in parts.items()}
     rows = [f"{json.dumps(call)}: {json.dumps(x, separators=(',', ':'))}" for call, x in numbers.items()]
     _file(table).write_text(
-        f'{{"versions": {json.dumps(versions)}, "numbers": {{\n' + ",\n".join(rows) + "\n}}\n"
+        f'{{"versions": {json.dumps(used)}, "numbers": {{\n' + ",\n".join(rows) + "\n}}\n"
     )
 
 
