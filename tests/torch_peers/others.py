@@ -10,9 +10,7 @@ _LAMB = "it corrects neither mean before the norms, divides the rate by 1 - b1**
 _LAPROP = "it adds 1e-15 under the root and eps before the correction, and decays what the step has moved"
 _LARS = "it divides by the sum of both norms, as the paper; here, as in optax, by the norm of the sum"
 _MARS = "it adds 1e-15 under the root, and eps before the correction of the mean square"
-_SIMPLIFIED = (
-    "it weighs gradients by 1 - b1 in the sum, and divides by sqrt(1 - b2**t) where others multiply"
-)
+_SIMPLIFIED = "it weighs gradients by 1 - b1 in the sum, and divides by sqrt(1 - b2**t) where others multiply"
 _STABLE = (
     "it divides the decay by the root mean square too, as the paper; here, as in AdamW, the decay is whole"
 )
