@@ -4,6 +4,8 @@ python docs/make_rules.py > docs/RULES.md
 """
 
 import inspect
+import runpy
+from pathlib import Path
 
 import jaxopt_large as jl
 from jaxopt_large.rules import RULES
@@ -11,20 +13,35 @@ from jaxopt_large.rules import RULES
 _HEAD = """# Rules
 
 Made by `make docs` from the rules' own signatures, descriptions and states. Bytes are of state per float32 parameter, with default
-arguments and without `jl.stored`; fields that are like the parameters come first.
+arguments and without `jl.stored`; fields that are like the parameters come first. All rules are written here; `jl.lbfgs` is optax's.
 
-| rule | what it is | state | bytes | source |
-|---|---|---|---|---|"""
+| rule | what it is | state | bytes | source | differs |
+|---|---|---|---|---|---|"""
+
+_TORCH = """
+## torch.optim
+
+What stands for each of PyTorch's optimizers in its default settings, and why numbers differ where they do; all others agree to
+12 digits. `tests/torch_peers` compares all 91 settings with which PyTorch tests its own.
+
+| torch.optim | here | differs |
+|---|---|---|"""
 
 
 def page() -> str:
     """The page, as Markdown."""
     rows = [
-        f"| `{row.name}` | {row.summary} | {', '.join(f'`{name}`' for name in row.fields) or '-'} | {row.bytes:g} | {row.source} |"
+        f"| `{row.name}` | {row.summary} | {', '.join(f'`{name}`' for name in row.fields) or '-'} | {row.bytes:g} "
+        f"| {row.source} | {row.differs or '-'} |"
         for row in jl.rules()
     ]
     signatures = [f"- `{name}{_signature(make)}`" for name, make in RULES.items()]
-    return "\n".join([_HEAD, *rows, "", "## Arguments", "", *signatures, ""])
+    by_class = runpy.run_path(str(Path(__file__).with_name("torch_optim.py")))["by_class"]
+    torch = [
+        f"| `{name}` | {f'`{row.here}`' if row.here else '-'} | {row.differs or '-'} |"
+        for name, row in by_class().items()
+    ]
+    return "\n".join([_HEAD, *rows, _TORCH, *torch, "", "## Arguments", "", *signatures, ""])
 
 
 def _signature(make) -> str:

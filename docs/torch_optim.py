@@ -5,7 +5,6 @@ tests/torch_peers/ has both train on the same gradients and compares the numbers
 
 from typing import NamedTuple
 
-_ADAGRAD = "PyTorch adds eps to the root; here, as in optax, it is under the root: about eps**2"
 _ADAFACTOR = "PyTorch takes eps**2 for the least mean square; here, as in the paper, eps is added to squares"
 _RADAM = "PyTorch divides eps by sqrt(1 - b2**t), and begins above 5, not at 5"
 _MUON = "PyTorch orthogonalizes in bfloat16 whatever the leaf's dtype, and takes eps for the least norm"
@@ -70,53 +69,23 @@ TORCH_OPTIM = {
             "jl.adafactor(lambda t: jnp.minimum(0.01, (t + 1.0) ** -0.5), 1, clipping_threshold=1.5, eps=0.0)",
         ),
     ),
-    "Adagrad()": Written(
-        "jl.adagrad(0.01, 0.0, eps=1e-20)",
-        _ADAGRAD,
-        ("Adagrad(eps=1e-300)", "jl.adagrad(0.01, 0.0, eps=0.0)"),
-    ),
+    "Adagrad()": Written("jl.adagrad(0.01, 0.0, eps=1e-10, eps_in_sqrt=False)"),
     "Adagrad(weight_decay=0.1)": Written(
-        "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.0, eps=1e-20))",
-        _ADAGRAD,
-        (
-            "Adagrad(weight_decay=0.1, eps=1e-300)",
-            "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.0, eps=0.0))",
-        ),
+        "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.0, eps=1e-10, eps_in_sqrt=False))"
     ),
     "Adagrad(weight_decay=0.1, maximize=True)": Written(
-        "optax.chain(optax.scale(-1.0), jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.0, eps=1e-20))",
-        _ADAGRAD,
-        (
-            "Adagrad(weight_decay=0.1, maximize=True, eps=1e-300)",
-            "optax.chain(optax.scale(-1.0), jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.0, eps=0.0))",
-        ),
+        "optax.chain(optax.scale(-1.0), jl.add_decayed_weights(0.1), "
+        "jl.adagrad(0.01, 0.0, eps=1e-10, eps_in_sqrt=False))"
     ),
-    "Adagrad(lr=0.1)": Written(
-        "jl.adagrad(0.1, 0.0, eps=1e-20)",
-        _ADAGRAD,
-        ("Adagrad(lr=0.1, eps=1e-300)", "jl.adagrad(0.1, 0.0, eps=0.0)"),
-    ),
+    "Adagrad(lr=0.1)": Written("jl.adagrad(0.1, 0.0, eps=1e-10, eps_in_sqrt=False)"),
     "Adagrad(initial_accumulator_value=0.1, weight_decay=0.1)": Written(
-        "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.1, eps=1e-20))",
-        _ADAGRAD,
-        (
-            "Adagrad(initial_accumulator_value=0.1, weight_decay=0.1, eps=1e-300)",
-            "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.1, eps=0.0))",
-        ),
+        "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(0.01, 0.1, eps=1e-10, eps_in_sqrt=False))"
     ),
     "Adagrad(lr=0.1, lr_decay=0.5, weight_decay=0.1)": Written(
-        "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(lambda t: 0.1 / (1 + 0.5 * t), 0.0, eps=1e-20))",
-        _ADAGRAD,
-        (
-            "Adagrad(lr=0.1, lr_decay=0.5, weight_decay=0.1, eps=1e-300)",
-            "optax.chain(jl.add_decayed_weights(0.1), jl.adagrad(lambda t: 0.1 / (1 + 0.5 * t), 0.0, eps=0.0))",
-        ),
+        "optax.chain(jl.add_decayed_weights(0.1), "
+        "jl.adagrad(lambda t: 0.1 / (1 + 0.5 * t), 0.0, eps=1e-10, eps_in_sqrt=False))"
     ),
-    "Adagrad(lr=tensor(0.001))": Written(
-        "jl.adagrad(0.001, 0.0, eps=1e-20)",
-        _ADAGRAD,
-        ("Adagrad(lr=tensor(0.001), eps=1e-300)", "jl.adagrad(0.001, 0.0, eps=0.0)"),
-    ),
+    "Adagrad(lr=tensor(0.001))": Written("jl.adagrad(0.001, 0.0, eps=1e-10, eps_in_sqrt=False)"),
     "Adam()": Written("jl.adam(0.001)"),
     "Adam(lr=0.01)": Written("jl.adam(0.01)"),
     "Adam(weight_decay=0.1)": Written("optax.chain(jl.add_decayed_weights(0.1), jl.adam(0.001))"),

@@ -56,7 +56,7 @@ class Stage:
 
     step: Callable[..., tuple[Array, Any]]
     state: Any = _NO_STATE
-    shared: Callable[[Any], Any] | None = None
+    shared: Callable[..., Any] | None = None
     measure: Callable[..., Any] | None = None
     combine: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
     needs: Needs = "elements"

@@ -29,7 +29,7 @@ class LeafField:
     value: Any
     dtype: Any = None
     real: bool = False
-    shape: Callable[..., tuple[int, ...]] | None = None
+    shape: Callable[..., Any] | None = None
     by_path: bool = False
 
     def begin(self, who: str, params: Any) -> Any:
@@ -116,7 +116,7 @@ def first_parameters(dtype: Any = None) -> Any:
 
 
 def shaped(
-    shape: Callable[..., tuple[int, ...]],
+    shape: Callable[..., tuple[int, ...] | tuple[tuple[int, ...], ...]],
     value: Any = 0.0,
     dtype: Any = None,
     *,

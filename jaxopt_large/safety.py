@@ -134,5 +134,5 @@ def _chosen(good: Array, new: Array, old: Array) -> Array:
     """The new value or the old one; of random keys too, of which neither has been used by that."""
     if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
         return jnp.where(good, new, old)
-    numbers = (jax.random.key_data(jax.random.clone(key)) for key in (new, old))
-    return jax.random.wrap_key_data(jnp.where(good, *numbers), impl=jax.random.key_impl(new))
+    one, other = (jax.random.key_data(jax.random.clone(key)) for key in (new, old))
+    return jax.random.wrap_key_data(jnp.where(good, one, other), impl=jax.random.key_impl(new))

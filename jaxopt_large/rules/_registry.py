@@ -33,6 +33,7 @@ class RuleRow(NamedTuple):
       fields: of its state, with default arguments; those that are trees like the parameters first.
       bytes: of state per float32 parameter, with default arguments.
       source: where it is from.
+      differs: from the source, or from others that have the rule, and why; "" where it does not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RuleRow(NamedTuple):
     fields: tuple[str, ...]
     bytes: float
     source: str
+    differs: str = ""
 
 
 class Rules(Table):
@@ -67,8 +69,10 @@ def _row(name: str, make: Callable[..., Rule]) -> RuleRow:
     leaf = jax.ShapeDtypeStruct(_LEAF, jnp.float32)
     state = jax.tree_util.tree_flatten_with_path(jax.eval_shape(make(1.0).init, leaf))[0]
     large = sorted(state, key=lambda pair: pair[1].size == 1)
-    fields = tuple(dict.fromkeys(path[-1].name for path, _ in large))
+    fields = tuple(dict.fromkeys(next(k.name for k in path[::-1] if hasattr(k, "name")) for path, _ in large))
     per_parameter = sum(x.size * x.dtype.itemsize for _, x in state if x.size > 1) / leaf.size
     text = " ".join((make.__doc__ or "").split())
-    summary, source = text.split(". ")[0], re.search(r"Source: (.*?)\.(?= >>>|$)", text)
-    return RuleRow(name, summary.rstrip("."), fields, per_parameter, source.group(1) if source else "")
+    source = re.search(r"Source: (.*?)\.(?= >>>|$)", text)
+    differs = re.search(r"Differs: (.*?)\. Source:", text)
+    said = [found.group(1) if found else "" for found in (source, differs)]
+    return RuleRow(name, text.split(". ")[0].rstrip("."), fields, per_parameter, *said)

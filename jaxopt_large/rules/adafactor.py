@@ -140,7 +140,7 @@ def adafactor(
       \theta_{t+1} = \theta_t - \hat u_t - \lambda \theta_t$$
 
     Leaves of one axis keep the whole mean square. Of leaves with more than two axes the last two are
-    factored, so that layers and experts keep statistics of their own; optax factors the two longest.
+    factored, so that layers and experts keep statistics of their own.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule; the paper's relative step is
@@ -164,6 +164,9 @@ def adafactor(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: of leaves with more than two axes optax factors the two longest, be they layers or experts;
+    PyTorch takes $\epsilon^2$ for the least mean square.
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5; names as in optax.
 

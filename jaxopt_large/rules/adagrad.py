@@ -24,7 +24,9 @@ class ScaleByAdagradState(NamedTuple):
 
 
 @checked
-def scale_by_adagrad(initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7) -> Rule:
+def scale_by_adagrad(
+    initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7, *, eps_in_sqrt: bool = True
+) -> Rule:
     r"""The direction of Adagrad.
 
     $$s_t = s_{t-1} + g_t^2, \qquad u_t = g_t / \sqrt{s_t + \epsilon}$$
@@ -32,6 +34,7 @@ def scale_by_adagrad(initial_accumulator_value: NonNegative = 0.1, eps: NonNegat
     Args:
       initial_accumulator_value: $s_0 \ge 0$, in squared units of the gradient.
       eps: $\epsilon \ge 0$, inside the root; a coordinate whose sum is 0 moves by 0.
+      eps_in_sqrt: $\sqrt{s + \epsilon}$, else $\sqrt{s} + \epsilon$ (PyTorch).
 
     Raises:
       ValueError: a value is negative or not finite.
@@ -44,7 +47,10 @@ def scale_by_adagrad(initial_accumulator_value: NonNegative = 0.1, eps: NonNegat
         g = bounded(g, _TERMS)
         total = kept.sum_of_squares + abs_square(g)
         total = jnp.minimum(total, jnp.finfo(total.dtype).max)  # a sum that overflowed stays usable
-        update = divide(g, jnp.sqrt(plus(total, eps)))
+        if eps_in_sqrt:
+            update = divide(g, jnp.sqrt(plus(total, eps)))
+        else:
+            update = divide(g, plus(jnp.sqrt(total), eps), eps)
         return jnp.where(total == 0, jnp.zeros((), g.dtype), update), ScaleByAdagradState(total)
 
     state = ScaleByAdagradState(constant(initial_accumulator_value, real=True))
@@ -53,7 +59,11 @@ def scale_by_adagrad(initial_accumulator_value: NonNegative = 0.1, eps: NonNegat
 
 @rule
 def adagrad(
-    learning_rate: Rate, initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7
+    learning_rate: Rate,
+    initial_accumulator_value: NonNegative = 0.1,
+    eps: NonNegative = 1e-7,
+    *,
+    eps_in_sqrt: bool = True,
 ) -> Rule:
     r"""Adagrad, for sparse and ill-scaled gradients.
 
@@ -65,6 +75,7 @@ def adagrad(
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
       initial_accumulator_value: $s_0 \ge 0$, in squared units of the gradient.
       eps: $\epsilon \ge 0$, inside the root; a coordinate whose sum is 0 moves by 0.
+      eps_in_sqrt: $\sqrt{s + \epsilon}$, else $\sqrt{s} + \epsilon$ (PyTorch).
 
     Returns:
       The rule; its state holds `sum_of_squares`.
@@ -80,5 +91,5 @@ def adagrad(
     >>> float(updates), float(state[0].sum_of_squares)
     (-1.0, 9.0)
     """
-    direction = scale_by_adagrad(initial_accumulator_value, eps)
+    direction = scale_by_adagrad(initial_accumulator_value, eps, eps_in_sqrt=eps_in_sqrt)
     return joined("adagrad", direction, scale_by_learning_rate(learning_rate))

@@ -104,7 +104,6 @@ def adam_mini(
 
     with $\hat\mu$ and the correction of $\nu$ as in `adam`. A block is what one output neuron weighs: of a
     leaf [..., inputs, outputs] all inputs; of embeddings [tokens, width] a token; of a vector all of it.
-    (The paper's blocks of queries and keys are whole heads.)
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -123,6 +122,8 @@ def adam_mini(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: the paper's blocks of queries and keys are whole heads.
 
     Source: Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
 

@@ -57,6 +57,8 @@ def adamax(learning_rate: Rate, b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNega
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: $\epsilon$ is beside the gradient, as in PyTorch and optax; the paper has none.
+
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 
     >>> rule = jl.adamax(0.5, eps=0.0)

@@ -86,9 +86,7 @@ def adan(
     $$\theta_{t+1} = \theta_t - \eta_t \left( \frac{\hat m_t + b_2 \hat v_t}
       {\sqrt{\hat n_t + \bar\epsilon} + \epsilon} + \lambda_t \theta_t \right)$$
 
-    The paper writes $1-\beta$ for each $b$. optax 0.2.8 has $1-b_2$ in the place of $b_2$ in both sums: it
-    looks ahead by 0.08 of a difference where the paper does by 0.92. The decay is decoupled as in `adamw`;
-    the paper divides by $1+\lambda\eta$.
+    The paper writes $1-\beta$ for each $b$.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -107,6 +105,10 @@ def adan(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: optax 0.2.8 has $1-b_2$ in the place of $b_2$ in both sums, and looks ahead by 0.08 of a
+    difference where the paper does by 0.92; the decay is decoupled as in `adamw`, where the paper divides by
+    $1+\lambda\eta$.
 
     Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1.
 

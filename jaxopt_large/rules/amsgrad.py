@@ -106,6 +106,8 @@ def amsgrad(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: the means are corrected, as in PyTorch and optax and not in the paper.
+
     Source: Reddi, Kale and Kumar 2018, "On the convergence of Adam and beyond", algorithm 2.
 
     >>> rule = jl.amsgrad(0.5, b1=0.0, b2=0.0, eps=0.0)

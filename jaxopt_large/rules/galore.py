@@ -134,8 +134,7 @@ def galore(
     $$R_t = P^T g_t, \qquad
       \theta_{t+1} = \theta_t - \eta_t \left( \alpha P\, \mathrm{adam}(R_t) + \lambda_t \theta_t \right)$$
 
-    The moments stay when $P$ changes, as in the paper. The shorter side is projected, as in the paper; optax
-    projects the longer one.
+    The moments stay when $P$ changes, as in the paper.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -160,6 +159,8 @@ def galore(
     Raises:
       ValueError: as `muon`.
       TypeError: as `muon`.
+
+    Differs: the shorter side is projected, as in the paper, where optax projects the longer one.
 
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2.
 

@@ -58,12 +58,12 @@ def scaled(learning_rate: ScalarOrSchedule, ratio: Scalar) -> ScalarOrSchedule:
     return ratio * learning_rate
 
 
-def value_at(value: ScalarOrSchedule, count: Int[Array, ""]) -> Scalar:
+def value_at(value: ScalarOrSchedule, count: Any) -> Scalar:
     """A hyper-parameter at a step: what a schedule gives, or the constant."""
     return value(count) if callable(value) else value
 
 
-def checked_rate(who: str, learning_rate: ScalarOrSchedule, count: Int[Array, ""]) -> Float[Array, ""]:
+def checked_rate(who: str, learning_rate: ScalarOrSchedule, count: Any) -> Float[Array, ""]:
     """The learning rate at a step, of a rule that has it inside; what a schedule gives is looked at."""
     rate = value_at(learning_rate, count)
     check_hyperparameters(who, learning_rate=(rate, SCHEDULED))

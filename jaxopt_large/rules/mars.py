@@ -118,6 +118,8 @@ def mars(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: $g_{t-1}$ is that of the batch before, the paper's approximate form.
+
     Source: Yuan et al. 2024, arXiv:2411.10438, algorithm 2 (MARS-AdamW, approximate).
 
     >>> rule = jl.mars(0.5, eps=0.0)

@@ -114,8 +114,7 @@ def radam(
       b2: $b_2$ in [0, 1), decay of the mean square.
       eps: $\epsilon \ge 0$, outside the root; a coordinate whose denominator is 0 moves by 0.
       eps_root: $\bar\epsilon \ge 0$, inside the root.
-      threshold: $\tau$, how many steps' worth of squares are enough; below 4 there is no $r_t$. PyTorch
-        begins above 5, not at 5, and divides $\epsilon$ by $\sqrt{1-b_2^t}$.
+      threshold: $\tau$, how many steps' worth of squares are enough; below 4 there is no $r_t$.
       nesterov: Nesterov momentum.
       weight_decay: $\lambda$, like the learning rate; decoupled, and multiplied by it.
       mask: which leaves decay: a glob over their paths, a tree of booleans, a prefix of one, or a function
@@ -127,6 +126,8 @@ def radam(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: PyTorch begins above 5, not at 5, and divides $\epsilon$ by $\sqrt{1-b_2^t}$.
 
     Source: Liu et al. 2020, arXiv:1908.03265, algorithm 2.
 

@@ -66,8 +66,7 @@ def rprop(
       \eta^- \text{ if } s_t < 0\}, \delta_{\min}, \delta_{\max}), \qquad
       \theta_{t+1} = \theta_t - \delta_t \,\mathrm{sign}(g_t)$$
 
-    Where the sign turned, the gradient counts as 0: nothing moves, and the step after keeps its size. optax
-    0.2.8 moves by the step that the gradient before had given: one step late.
+    Where the sign turned, the gradient counts as 0: nothing moves, and the step after keeps its size.
 
     Args:
       learning_rate: $\delta_0 \ge 0$, the size of the first step: a number or an array, no schedule.
@@ -82,6 +81,8 @@ def rprop(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: optax 0.2.8 moves by the step that the gradient before had given, one step late.
 
     Source: Riedmiller and Braun 1993; Igel and Hüsken 2000, "Improving the Rprop learning algorithm", for
     what happens where a sign turned (iRprop-).

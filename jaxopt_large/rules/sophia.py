@@ -148,19 +148,20 @@ def scale_by_sophia(
     diagonal = lift(who, Stage(averaged, _Diagonal(zeros())), chained=False)
 
     def init(params: Params) -> SophiaState:
-        kept = direction.init(params)
+        kept: Any = direction.init(params)
         return SophiaState(jnp.zeros((), jnp.int32), kept.mu, kept.nu, estimator.init(params))
 
     def update(
         updates: Updates, state: SophiaState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SophiaState]:
         check_state(who, SophiaState, state)
-        kept = _Kept(state.mu, state.nu)
-        made, kept = direction.update(updates, kept, params, count=state.count)
+        made, new = direction.update(updates, _Kept(state.mu, state.nu), params, count=state.count)
+        kept: Any = new
 
         def estimated() -> tuple[Updates, State]:
             found, own = estimator.update(updates, state.hessian_fn_state, params, **extra)
-            return diagonal.update(found, _Diagonal(kept.nu))[1].nu, own
+            averaged: Any = diagonal.update(found, _Diagonal(kept.nu))[1]
+            return averaged.nu, own
 
         due = state.count % update_interval == 0
         nu, own = jax.lax.cond(due, estimated, lambda: (kept.nu, state.hessian_fn_state))
@@ -194,8 +195,7 @@ def sophia(
 
     and every $k$ steps, from the first, $\nu_t = b_2 \nu_{t-1} + (1-b_2) \hat h_t$ with an estimate
     $\hat h$ of the Hessian's diagonal. Call `update(grads, state, params, obj_fn=...)`, with the loss of the
-    batch as a function of the parameters. The correction of $\mu$, and that a step uses the $\nu$ before it,
-    are as in optax.
+    batch as a function of the parameters.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -216,6 +216,8 @@ def sophia(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: the mean is corrected, and a step uses the $\nu$ before it, as in optax and not in the paper.
 
     Source: Liu et al. 2023, arXiv:2305.14342, algorithm 3; names as in optax.
     """

@@ -68,8 +68,7 @@ def stable_adamw(
       \theta_{t+1} = \theta_t - \eta_t \left( \frac{1}{\max(1, \rho_t)}
       \frac{\hat\mu_t}{\sqrt{\hat\nu_t} + \epsilon} + \lambda_t \theta_t \right)$$
 
-    with the means as in `adam`, and $\rho$ of each leaf. It takes the place of clipping the gradient. The
-    paper divides the decay too.
+    with the means as in `adam`, and $\rho$ of each leaf. It takes the place of clipping the gradient.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -87,6 +86,8 @@ def stable_adamw(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: the paper divides the decay too.
 
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
 

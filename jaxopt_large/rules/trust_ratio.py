@@ -96,6 +96,9 @@ def lars(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: the paper divides by $\lVert g_t \rVert + \lambda \lVert\theta_t\rVert$; $\lVert h_t \rVert$ is
+    optax's.
+
     Source: You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
     >>> rule, params = jl.lars(1.0, trust_coefficient=0.5), jnp.array([3.0, 4.0])

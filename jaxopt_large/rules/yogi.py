@@ -77,8 +77,7 @@ def yogi(
     $$\nu_t = \nu_{t-1} - (1-b_2) \,\mathrm{sign}(\nu_{t-1} - g_t^2) g_t^2, \qquad
       \theta_{t+1} = \theta_t - \eta_t \hat\mu_t / (\sqrt{\hat\nu_t} + \epsilon)$$
 
-    with $\hat\mu$ and the correction of $\nu$ as in `adam`; the paper corrects neither. The mean gradient
-    begins at 0, so that nothing moves before a gradient does; optax begins it at $\nu_0$.
+    with $\hat\mu$ and the correction of $\nu$ as in `adam`.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -96,6 +95,9 @@ def yogi(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: the means are corrected, as in optax and not in the paper; the mean gradient begins at 0, so that
+    nothing moves before a gradient does, where optax begins it at $\nu_0$.
 
     Source: Zaheer et al. 2018, "Adaptive methods for nonconvex optimization", algorithm 2.
 

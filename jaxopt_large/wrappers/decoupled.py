@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from .._hyperparameters import Mask, Rate, checked
@@ -68,8 +69,7 @@ def decoupled(
             decay = jnp.where((u * p.conj()).real < 0, decay, jnp.zeros((), p.dtype))
         return u - decay, kept
 
-    kept = (
-        {"state": ScaleByScheduleState(count())} if callable(weight_decay) or callable(learning_rate) else {}
-    )
-    stage = lift("decoupled", Stage(step, shared=size, needs_params=True, mask=mask, **kept), chained=False)
+    is_scheduled = callable(weight_decay) or callable(learning_rate)
+    kept = ScaleByScheduleState(count()) if is_scheduled else optax.EmptyState()
+    stage = lift("decoupled", Stage(step, kept, size, needs_params=True, mask=mask), chained=False)
     return followed_by("decoupled", rule, stage, DecoupledState)

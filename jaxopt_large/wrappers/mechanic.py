@@ -1,5 +1,7 @@
 """Mechanic: the scale of any rule's updates, learned (Cutkosky et al. 2023)."""
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +109,7 @@ def mechanic(
         check_state("mechanic", MechanicState, state)
         with explained("mechanic", wrapped.init, state.base_optimizer_state, updates, params):
             made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
-        scale = sum(state.s)
+        scale = _total(state.s)
         p, g, u = (jax.tree.map(_wide, tree) for tree in (params, updates, made))
         delta = jax.tree.map(
             lambda x, x0: times((1.0 / (scale + eps)).astype(x.real.dtype), x - x0), p, state.x0
@@ -116,7 +118,7 @@ def mechanic(
         decay = weight_decay * scale * jnp.sqrt(squares[0]) / (jnp.sqrt(squares[1]) + eps)
         h = -(_sums(g, delta) + decay * _sums(p, delta))
         new = bets(state, h)
-        total = sum(new["s"])
+        total = _total(new["s"])
 
         def moved(x: Array, x0: Array, d: Array, u: Array) -> Array:
             return x0 + times(total.astype(x.real.dtype), d + u) - x
@@ -126,6 +128,10 @@ def mechanic(
         return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, **new)
 
     return make_rule(init, update)
+
+
+def _total(numbers: Bettors) -> Float[Array, ""]:
+    return functools.reduce(operator.add, numbers)
 
 
 def _wide(x: Array) -> Array:

@@ -106,11 +106,10 @@ def schedule_free(
     own = lift("schedule_free", stage, chained=False)
 
     def init(params: Params) -> ScheduleFreeState:
+        begun: Any = own.init(params)
         zero = jnp.zeros((), scalar_dtype())
         first = jnp.ones((), jnp.int32)
-        return ScheduleFreeState(
-            as_scalar(b1), zero, first, zero.copy(), wrapped.init(params), own.init(params).z
-        )
+        return ScheduleFreeState(as_scalar(b1), zero, first, zero.copy(), wrapped.init(params), begun.z)
 
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
@@ -124,7 +123,8 @@ def schedule_free(
         with explained("schedule_free", wrapped.init, state.base_optimizer_state, updates, params):
             made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
         both = _Weights(share, 1.0 - state.b1 * (1.0 - share))
-        made, kept = own.update(made, _ZState(state.z), params, weights=both)
+        made, new = own.update(made, _ZState(state.z), params, weights=both)
+        kept: Any = new
         taken = safe_increment(state.step_count)
         return made, ScheduleFreeState(state.b1, total, taken, max_lr, inner, kept.z)
 
