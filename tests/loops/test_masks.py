@@ -1,5 +1,6 @@
 """Masks as people write them: globs, trees of booleans, functions; and what is no mask."""
 
+import inspect
 import re
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import jaxopt_large as jl
+from jaxopt_large.rules import RULES as REGISTRY
 
 PARAMS = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "b": [jnp.ones(3), None]}
 GRAMMAR = re.compile(r"^[a-z_]+: .+\.$")
@@ -84,3 +86,26 @@ def test_frozen_by_a_glob():
     rule = optax.chain(optax.sgd(0.1), jl.freeze("*bias"))
     updates, _ = rule.update(PARAMS, rule.init(PARAMS), PARAMS)
     assert [bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates)] == [False, True, True]
+
+
+def _with_masks():
+    for name, make in REGISTRY.items():
+        parameters = inspect.signature(make).parameters
+        mask = next((m for m in ("mask", "weight_decay_mask") if m in parameters), None)
+        decay = next((d for d in ("weight_decay", "weight_decay_rate") if d in parameters), None)
+        if mask and decay and "roles" not in parameters:
+            yield pytest.param(make, decay, mask, id=name)
+
+
+@pytest.mark.parametrize(("make", "decay", "mask"), list(_with_masks()))
+def test_every_rule_decays_what_its_mask_says(make, decay, mask):
+    params = {"in": jnp.ones((4, 6)), "out": jnp.ones((4, 6))}
+    zero, extra = jax.tree.map(jnp.zeros_like, params), {"obj_fn": lambda p: jnp.float32(0.0)}
+    for given in ("in", {"in": True, "out": False}, lambda p: {"in": True, "out": False}):
+        rule = make(0.1, **{decay: 0.5, mask: given})
+        state, moved = rule.init(params), params
+        for _ in range(2):
+            updates, state = rule.update(zero, state, moved, **extra)
+            moved = optax.apply_updates(moved, updates)
+        assert moved["out"].tolist() == params["out"].tolist()
+        assert bool(jnp.all(moved["in"] < params["in"]))
