@@ -1,5 +1,7 @@
 """The public surface."""
 
+from optax import lbfgs as lbfgs
+
 from . import plan as plan
 from . import rules as rules
 from ._global_norm import global_norm as global_norm

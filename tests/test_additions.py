@@ -13,23 +13,23 @@ import pytest
 _ROOT = Path(__file__).parents[1]
 _ORACLE = """
 
-@tried()
-def signum(grads, p, lr, decay=0.9):
+@tried(peer=False)
+def qhm(grads, p, lr, decay=0.99, weight=0.7):
     m = np.zeros_like(p)
     for g in grads:
         m = decay * m + (1 - decay) * g
-        p = p - lr * np.sign(m)
+        p = p - lr * (weight * m + (1 - weight) * g)
         yield p
 """
 _PROGRAM = """
 import jax.numpy as jnp, jaxopt_large as jl
-assert "signum" in [row.name for row in jl.rules()]
+assert "qhm" in [row.name for row in jl.rules()]
 params = {"dense": {"kernel": jnp.ones((128, 64))}}
-assert any(row.rule == "signum" and row.field == "mu" for row in jl.explain(jl.signum(0.1), params).rows)
-assert len(jl.explain_apply(jl.stored(jl.signum(0.1), mu=jl.int8()), params)) == 1
-config = jl.load("configs/digits_mlp.yaml", ["optimizer.groups={'*': {rule: signum, learning_rate: 0.01, decay: 0.95}}"])
+assert any(row.rule == "qhm" and row.field == "mu" for row in jl.explain(jl.qhm(0.1), params).rows)
+assert len(jl.explain_apply(jl.stored(jl.qhm(0.1), mu=jl.int8()), params)) == 1
+config = jl.load("configs/digits_mlp.yaml", ["optimizer.groups={'*': {rule: qhm, learning_rate: 0.01, decay: 0.95}}"])
 state = jl.build(config).init(params)
-assert "ScaleBySignumState" in str(state), state
+assert "ScaleByQhmState" in str(state), state
 """
 
 
@@ -101,10 +101,10 @@ def _run(folder, *command):
 @pytest.mark.slow  # the contracts of one more rule, in a process of their own
 def test_a_rule_is_its_file_a_line_and_an_oracle(copy):
     skeleton = re.search(r"```python\n(.*?)```", (_ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL).group(1)
-    (copy / "jaxopt_large/rules/signum.py").write_text(skeleton)
+    (copy / "jaxopt_large/rules/qhm.py").write_text(skeleton)
     line = "from .lion import *\n"
-    _edit(copy / "jaxopt_large/rules/every.py", line, line + "from .signum import *\n")
-    with (copy / "tests/oracles.py").open("a") as oracles:
+    _edit(copy / "jaxopt_large/rules/every.py", line, line + "from .qhm import *\n")
+    with (copy / "tests/oracles/signs.py").open("a") as oracles:
         oracles.write(_ORACLE)
     _run(copy, "-c", _PROGRAM)
     contracts = [
@@ -112,8 +112,8 @@ def test_a_rule_is_its_file_a_line_and_an_oracle(copy):
         "tests/contracts/test_state.py",
         "tests/contracts/test_any_rule.py",
     ]
-    said = _run(copy, "-m", "pytest", "-q", "-k", "signum", "-m", "not full", *contracts)
-    assert int(re.search(r"(\d+) passed", said).group(1)) > 20, said
+    said = _run(copy, "-m", "pytest", "-q", "-k", "qhm", "-m", "not full", *contracts)
+    assert int(re.search(r"(\d+) passed", said).group(1)) > 15, said
 
 
 @pytest.mark.slow  # a process of its own
