@@ -46,8 +46,23 @@ def page() -> str:
 
 def _signature(make) -> str:
     found = inspect.signature(make)
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    bare = [
+        p.replace(annotation=p.empty, default=_Named(p.default) if callable(p.default) else p.default)
+        if p.default is not p.empty
+        else p.replace(annotation=p.empty)
+        for p in found.parameters.values()
+    ]
     return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+class _Named:
+    """A function among defaults, shown by its name."""
+
+    def __init__(self, function):
+        self.name = function.__name__
+
+    def __repr__(self):
+        return self.name
 
 
 if __name__ == "__main__":

@@ -48,24 +48,24 @@ def test_the_surface_is_re_exports_only():
     assert all(alias.asname == alias.name for alias in names)
     assert {alias.name for alias in names} <= set(dir(jl))
     lists = {node.module for node in imports if node.names[0].name == "*"}
-    assert lists == {"rules.every", "schedules", "storage.formats"}
+    assert lists == {"rules.every", "schedules", "storage.formats", "wrappers.every"}
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("adamx", "the nearest are 'adam', 'adamw'"),
+        ("adamx", "the nearest are 'adamax', 'adam', "),
         ("AdamW", "the nearest are 'adamw'"),
         ("zeros", "the nearest are 'zero'"),
-        ("scale_by_adma", "the nearest are 'scale_by_adam'"),
+        ("scale_by_adma", "the nearest are .*'scale_by_adam'"),
         ("chian", r"optax has 'chain'\.$"),
         ("", "the nearest are"),
-        ("adam.init", "the nearest are 'adam'"),
+        ("adam.init", "the nearest are .*'adam'"),
         ("chain", r"Use optax\.chain\."),
         ("apply_updates", r"Use optax\.apply_updates\."),
         ("MultiSteps", r"Use optax\.MultiSteps\."),
-        ("schedule_free", r"Use optax\.contrib\.schedule_free\."),
+        ("reduce_on_plateau", r"Use optax\.contrib\.reduce_on_plateau\."),
         ("__main__", "has no attribute '__main__'$"),
     ],
 )
