@@ -64,6 +64,7 @@ class Range:
 
 DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 NON_NEGATIVE = Range("a number >= 0", lambda x: x >= 0)
+NUMBER = Range("a finite number", lambda x: True)
 POSITIVE = Range("a number > 0", lambda x: x > 0)
 RATE = Range("a number >= 0, a schedule or an array of shape ()", lambda x: x >= 0, schedule=True)
 DECAYING = Range("a number in [0, 1), a schedule or an array of shape ()", DECAY.contains, schedule=True)

@@ -16,7 +16,18 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 
-from ._errors import DECAY, DECAYING, NON_NEGATIVE, POSITIVE, RATE, Problems, Range, is_rule, number_problem
+from ._errors import (
+    DECAY,
+    DECAYING,
+    NON_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    RATE,
+    Problems,
+    Range,
+    is_rule,
+    number_problem,
+)
 from ._types import Scalar, ScalarOrSchedule
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -80,19 +91,25 @@ class OneOf:
 
 
 class _Count:
-    """A whole number above 0."""
+    """A whole number, from `least` on."""
 
     plain = int
+
+    def __init__(self, least: int = 1):
+        self.least = least
 
     def check(self, name: str, value: Any, types: Problems, values: Problems) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             traced = hasattr(value, "aval")
             do = f"Pass static_args={name!r} to inject_hyperparams" if traced else ""
             types.add(
-                f"{name} is no whole number, got {value!r}", allowed=f"{name} must be at least 1", do=do
+                f"{name} is no whole number, got {value!r}",
+                allowed=f"{name} must be at least {self.least}",
+                do=do,
             )
-        elif value < 1:
-            values.add(f"{name} is out of range, got {value!r}", allowed=f"{name} must be at least 1")
+        elif value < self.least:
+            allowed = f"{name} must be at least {self.least}"
+            values.add(f"{name} is out of range, got {value!r}", allowed=allowed)
 
 
 class _Roles:
@@ -167,7 +184,7 @@ class _AnotherRule:
             types.add(f"{name} is not a rule, got {value!r}")
 
 
-FLOATING, LEAVES, COUNT = _Floating(), _Leaves(), _Count()
+FLOATING, LEAVES, COUNT, NATURAL = _Floating(), _Leaves(), _Count(), _Count(0)
 PAIR, LEAF_AXES = _Pair(), _LeafAxes()
 ROLES, GLOB, AXES, RULE = _Roles(), _Glob(), _Axes(), _AnotherRule()
 
@@ -181,6 +198,8 @@ Rate: TypeAlias = Annotated[ScalarOrSchedule, RATE]  # >= 0, or a schedule
 StateDtype: TypeAlias = Annotated[Any, FLOATING]  # of a field of the state; None for float32
 Mask: TypeAlias = Annotated[Any, LEAVES]  # which leaves
 Count: TypeAlias = Annotated[int, COUNT]  # >= 1
+Natural: TypeAlias = Annotated[int, NATURAL]  # >= 0
+Number: TypeAlias = Annotated[Scalar, NUMBER]  # any
 Roles: TypeAlias = Annotated[Any, ROLES]  # glob -> how leaves are read as matrices
 Glob: TypeAlias = Annotated[str, GLOB]  # over the paths of parameters
 Axes: TypeAlias = Annotated[Any, AXES]  # whose devices share work

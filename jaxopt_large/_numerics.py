@@ -104,6 +104,11 @@ def bias_correction(decay: Scalar, steps: Int[Array, ""]) -> Float[Array, ""]:
     return -jnp.expm1(steps * log_decay)
 
 
+def bias_corrections(count: Int[Array, ""], *decays: Scalar) -> tuple[Float[Array, ""], ...]:
+    """`bias_correction` of each decay, in the step after `count` others."""
+    return tuple(bias_correction(decay, safe_increment(count)) for decay in decays)
+
+
 def ema(old: Array, new: Array, decay: Scalar) -> Array:
     """decay * old + (1 - decay) * new."""
     decay = like(decay, new)

@@ -51,6 +51,7 @@ class Stage:
         False the stage passes the gradient on and keeps its fields.
       scheduled: the name of the hyper-parameter that a schedule gives, as `shared`.
       extra: names of further arguments of `update`, which `shared` gets by keyword.
+      is_real: whether its arithmetic is of real numbers: complex leaves are refused.
       by_path: from a leaf's path, what `step` and `measure` get as `place`: static, and comparable.
     """
 
@@ -64,6 +65,7 @@ class Stage:
     mask: Any = None
     scheduled: str = ""
     extra: tuple[str, ...] = ()
+    is_real: bool = False
     by_path: Callable[[str], Any] | None = None
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ def evaluation_params(state: State, params: Params) -> Params:
     """
     found = _averages(unpadded(state))
     if found is None:
-        do = "Wrap the rule in ema_of_params, lookahead or schedule_free"
+        do = "Wrap the rule in ema_of_params, lookahead or schedule_free, or take asgd"
         raise ValueError(message("evaluation_params", "the state has no averages", do=do))
     return _decoded(found).evaluation_params(params)
 

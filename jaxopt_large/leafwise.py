@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ._axes import windows
 from ._errors import Problems, message
 from ._masks import spread
+from ._numerics import is_complex
 from ._parts import Largest as Largest
 from ._parts import along as along
 from ._parts import max_along as max_along
@@ -53,7 +54,7 @@ def lift(who: str, *stages: Stage, chained: bool = True) -> Rule:
     needs_params = any(stage.needs_params or callable(stage.mask) for stage in stages)
 
     def init(params: Params) -> State:
-        _check_params(who, params)
+        _check_params(who, params, any(stage.is_real for stage in stages))
         for stage in stages:
             if stage.mask is not None:
                 spread(who, stage.mask, params, params, at_init=True)
@@ -109,9 +110,11 @@ def _init_stage(who: str, stage: Stage, params: Params) -> State:
         return stage.state._replace(**{name: kind.begin(who, params) for name, kind in stage.kinds.items()})
 
 
-def _check_params(who: str, params: Params) -> None:
+def _check_params(who: str, params: Params, is_real: bool) -> None:
     problems = Problems(who)
     leaves = jax.tree.leaves(params)
+    for i in [i for i, x in enumerate(leaves) if is_real and _is_floating(x) and is_complex(x)]:
+        problems.add("works on real numbers only, got a complex leaf", at=leaf_paths(params)[i] or "the root")
     wrong = [i for i, x in enumerate(leaves) if not _is_floating(x)]
     paths = leaf_paths(params) if wrong else []
     for i in wrong:

@@ -1,6 +1,6 @@
 """Second moments kept as sums along two axes of a leaf, which ones its path may say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array
 from .._errors import message
 from .._numerics import divide
 from .._paths import first_match
-from ..leafwise import along, shape_of, sum_along
+from ..leafwise import along, shape_of, shaped, sum_along
 
 Shape = tuple[int, ...]
 
@@ -48,9 +48,7 @@ class Factoring:
         if told == () or len(shape) < 2:
             return None
         axes = (-2, -1) if told is None else told
-        if any(not -len(shape) <= axis < len(shape) for axis in axes):
-            raise ValueError(message(self.who, f"axes {axes!r} are outside a leaf of shape {shape}"))
-        one, other = sorted(axis % len(shape) for axis in axes)
+        one, other = sorted(inside(self.who, axes, shape))
         if told is None and min(shape[one], shape[other]) < self.smallest:
             return None
         # without its longer axis first, as optax has them
@@ -79,12 +77,24 @@ class Factoring:
 
     def rooted(self, row: Array, col: Array, x: Array, told: Any) -> Array:
         r"""One over the root of the product of both means over their common mean, beside each element."""
-        pair = self.pair(shape_of(x), told)
-        assert pair is not None
+        pair: Any = self.pair(shape_of(x), told)
         across = pair.col - (pair.row < pair.col)  # the other axis, in the field without the first
         rooted = [inverse(jnp.sqrt(each)) for each in (row, col)]
         mean = jnp.sqrt(jnp.mean(row, axis=across, keepdims=True))
         return along(rooted[0] * mean, (pair.row,), x) * along(rooted[1], (pair.col,), x)
+
+
+def inside(who: str, axes: Sequence[int], shape: Shape) -> tuple[int, ...]:
+    """Axes of a leaf, counted from its beginning.
+
+    Raises:
+      ValueError: one is outside, or there twice.
+    """
+    found = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
+    if len(set(found)) < len(axes):
+        wrong = f"axes {tuple(axes)!r} do not fit a leaf of shape {shape}"
+        raise ValueError(message(who, wrong, allowed="axes that it has, each once"))
+    return found
 
 
 def inverse(x: Array) -> Array:
@@ -94,6 +104,4 @@ def inverse(x: Array) -> Array:
 
 def by_path(shape: Callable[[Shape, str], Shape]) -> Any:
     """A field of zeros whose shape depends on the leaf's path."""
-    from ..leafwise import shaped
-
     return shaped(shape, real=True, by_path=True)

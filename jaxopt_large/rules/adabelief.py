@@ -17,6 +17,7 @@ from .._numerics import (
     like,
     over,
     plus,
+    safe_increment,
     times,
 )
 from .._types import Rule, Updates
@@ -53,8 +54,8 @@ def scale_by_belief(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def corrections(kept: ScaleByBeliefState) -> tuple[Any, ...]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n), bias_correction(d1, n + 1)
+        n = safe_increment(kept.count)
+        return bias_correction(d1, n), bias_correction(d2, n), bias_correction(d1, safe_increment(n))
 
     def step(shared: tuple[Any, ...], g: Array, p: Any, kept: ScaleByBeliefState) -> tuple[Array, Any]:
         del p

@@ -61,7 +61,7 @@ def adadelta(
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule; the paper's is 1. None
         leaves $u_t$ as it is, to be turned and scaled by what follows in a chain, as in optax.
       rho: $\rho$ in [0, 1).
-      eps: $\epsilon \ge 0$; a coordinate moves by no more than about its root at first.
+      eps: $\epsilon \ge 0$; at first a coordinate moves by no more than $\sqrt{\epsilon / (1-\rho)}$.
       weight_decay: $\lambda$, a number >= 0 or a schedule: $\lambda \theta$ is added to the gradient.
       weight_decay_mask: which leaves decay: a glob, booleans, or a function from the parameters to those.
 

@@ -5,8 +5,30 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._hyperparameters import Count, Decay, LeafAxes, Mask, NonNegative, Positive, Rate, StateDtype, checked
-from .._numerics import abs_square, as_scalar, bounded, ema, like, over, plus, scalar_dtype, times
+from .._hyperparameters import (
+    Count,
+    Decay,
+    LeafAxes,
+    Mask,
+    Natural,
+    NonNegative,
+    Positive,
+    Rate,
+    StateDtype,
+    checked,
+)
+from .._numerics import (
+    abs_square,
+    as_scalar,
+    bounded,
+    ema,
+    like,
+    over,
+    plus,
+    safe_increment,
+    scalar_dtype,
+    times,
+)
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, size_of
 from ._factored import Factoring, by_path, inverse
@@ -33,7 +55,7 @@ class FactoredState(NamedTuple):
 def scale_by_factored_rms(
     factored: bool = True,
     decay_rate: NonNegative = 0.8,
-    step_offset: int = 0,
+    step_offset: Natural = 0,
     min_dim_size_to_factor: Count = 128,
     epsilon: NonNegative = 1e-30,
     *,
@@ -47,7 +69,7 @@ def scale_by_factored_rms(
     ways = Factoring("adafactor", axes if factored else {"*": ()}, min_dim_size_to_factor)
 
     def decay(kept: FactoredState) -> Array:
-        n = (kept.count + 1 - step_offset).astype(scalar_dtype())
+        n = jnp.maximum(safe_increment(kept.count) - step_offset, 1).astype(scalar_dtype())
         return 1.0 - jnp.exp(-as_scalar(decay_rate) * jnp.log(n))
 
     def squares(g: Array) -> Array:
@@ -117,7 +139,7 @@ def adafactor(
     learning_rate: Rate | None = None,
     min_dim_size_to_factor: Count = 128,
     decay_rate: NonNegative = 0.8,
-    decay_offset: int = 0,
+    decay_offset: Natural = 0,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: Positive | None = 1.0,
     momentum: Decay | None = None,
@@ -147,7 +169,8 @@ def adafactor(
         `lambda t: jnp.minimum(1e-2, 1 / jnp.sqrt(t + 1))`. None leaves it out.
       min_dim_size_to_factor: a leaf of which one of the two axes is shorter keeps the whole mean square.
       decay_rate: $\gamma \ge 0$.
-      decay_offset: how many steps $t$ begins later, for fine-tuning.
+      decay_offset: $t$ counts from this step on, and is 1 before: for states that have that many steps behind
+        them, in fine-tuning.
       multiply_by_parameter_scale: whether updates have the parameter's size; else they have that of $\eta$.
       clipping_threshold: $d > 0$, bound of the root mean square of a leaf's update; None for none.
       momentum: in [0, 1): a mean of the updates; None for none.

@@ -17,6 +17,7 @@ from .._numerics import (
     like,
     over,
     plus,
+    safe_increment,
     times,
 )
 from .._types import Rule, Updates
@@ -62,10 +63,9 @@ def scale_by_adam(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def corrections(kept: ScaleByAdamState) -> _Corrections:
-        n = kept.count + 1
-        return _Corrections(
-            bias_correction(d1, n), bias_correction(d2, n), bias_correction(d1, n + 1) if nesterov else None
-        )
+        n = safe_increment(kept.count)
+        following = bias_correction(d1, safe_increment(n)) if nesterov else None
+        return _Corrections(bias_correction(d1, n), bias_correction(d2, n), following)
 
     def step(shared: _Corrections, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
         del p

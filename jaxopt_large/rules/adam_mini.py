@@ -6,17 +6,38 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, LeafAxes, Mask, NonNegative, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bias_correction, bounded, divide, ema, over, plus
+from .._numerics import (
+    abs_square,
+    as_decay,
+    bias_corrections,
+    bounded,
+    divide,
+    ema,
+    over,
+    plus,
+)
 from .._paths import first_match
 from .._types import Rule, Updates
 from ..leafwise import Stage, along, count, joined, lift, shape_of, shaped, size_of, sum_along, zeros
+from ._factored import inside
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 from .weight_decay import add_decayed_weights
 
 __all__ = ["adam_mini", "scale_by_adam_mini"]
 
-EMBEDDINGS = "*embed*|*_emb|*_emb/*|*wte|*wte/*|*wpe|*wpe/*"  # [tokens, width]: one for each token
+# one for each token: leaves [tokens, width] of these names, not those that lead back to tokens
+_NAMES = (
+    "embed",
+    "embedding",
+    "embeddings",
+    "embed_tokens",
+    "tok_embeddings",
+    "token_embedding",
+    "wte",
+    "wpe",
+)
+EMBEDDINGS = "|".join(f"{name}|{name}/*|*/{name}|*/{name}/*" for name in _NAMES)
 
 
 class ScaleByAdamMiniState(NamedTuple):
@@ -42,7 +63,8 @@ def scale_by_adam_mini(
       ValueError: a value is out of range, or an axis outside a leaf.
     """
     d1, d2 = as_decay(b1), as_decay(b2)
-    given = {glob: tuple(each) for glob, each in {**(axes or {}), EMBEDDINGS: (-1,)}.items()}
+    given = {glob: tuple(each) for glob, each in (axes or {}).items()}
+    given.setdefault(EMBEDDINGS, (-1,))
 
     def told(path: str) -> Any:
         glob = first_match(list(given), path)
@@ -51,14 +73,13 @@ def scale_by_adam_mini(
     def averaged(shape: tuple[int, ...], told: Any) -> tuple[int, ...]:
         if len(shape) < 2:
             return tuple(range(len(shape)))
-        return tuple(axis % len(shape) for axis in ((-2,) if told is None else told))
+        return inside("adam_mini", (-2,) if told is None else told, shape)
 
     def block_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
         return tuple(n for d, n in enumerate(shape) if d not in averaged(shape, told(path)))
 
-    def corrections(kept: ScaleByAdamMiniState) -> tuple[Array, Array]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n)
+    def corrections(kept: ScaleByAdamMiniState) -> tuple[Array, ...]:
+        return bias_corrections(kept.count, d1, d2)
 
     def measure(shared: Any, g: Array, p: Any, kept: ScaleByAdamMiniState, place: Any = None) -> Array:
         del shared, p, kept
@@ -66,7 +87,7 @@ def scale_by_adam_mini(
         return sum_along(square, averaged(shape_of(g), place))
 
     def step(
-        shared: tuple[Array, Array],
+        shared: tuple[Array, ...],
         g: Array,
         p: Any,
         kept: ScaleByAdamMiniState,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
-from .._numerics import as_decay, bias_correction, divide, ema, like, over, plus
+from .._numerics import as_decay, bias_correction, divide, ema, like, over, plus, safe_increment
 from .._types import Rule
 from ..leafwise import Stage, count, joined, lift, zeros
 from ._registry import rule
@@ -33,7 +33,7 @@ def scale_by_adamax(b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNegative = 1e-8)
         return divide(over(mu, correction), nu), kept._replace(mu=mu, nu=nu)
 
     state = ScaleByAdamState(count=count(), mu=zeros(), nu=zeros(real=True))
-    shared = lambda kept: bias_correction(d1, kept.count + 1)  # noqa: E731
+    shared = lambda kept: bias_correction(d1, safe_increment(kept.count))  # noqa: E731
     return lift("scale_by_adamax", Stage(step, state, shared), chained=False)
 
 

@@ -6,7 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
-from .._numerics import abs_square, as_decay, bias_correction, bounded, divide, ema, like, over, plus, times
+from .._numerics import (
+    abs_square,
+    as_decay,
+    bias_correction,
+    bounded,
+    divide,
+    ema,
+    like,
+    over,
+    plus,
+    safe_increment,
+    times,
+)
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, zeros
 from ._registry import rule
@@ -49,7 +61,7 @@ def scale_by_adan(
     d1, d2, d3 = as_decay(b1), as_decay(b2), as_decay(b3)
 
     def shared(kept: ScaleByAdanState) -> _Shared:
-        corrections = (bias_correction(d, kept.t + 1) for d in (d1, d2, d3))
+        corrections = (bias_correction(d, safe_increment(kept.t)) for d in (d1, d2, d3))
         return _Shared(kept.t == 0, *corrections)
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByAdanState) -> tuple[Array, Any]:

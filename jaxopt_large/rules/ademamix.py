@@ -6,7 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, DecayOrSchedule, Mask, NonNegative, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bias_correction, bounded, divide, ema, like, over, plus, times
+from .._numerics import (
+    abs_square,
+    as_decay,
+    bias_correction,
+    bounded,
+    divide,
+    ema,
+    like,
+    over,
+    plus,
+    safe_increment,
+    times,
+)
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, zeros
 from ._registry import rule
@@ -59,7 +71,7 @@ def scale_by_ademamix(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def shared(kept: ScaleByAdemamixState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         slow, mix = (value_at(x, kept.count_m2) for x in (b3, alpha))
         return _Shared(bias_correction(d1, n), bias_correction(d2, n), as_decay(slow), mix)
 
@@ -92,7 +104,7 @@ def scale_by_simplified_ademamix(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def shared(kept: ScaleBySimplifiedAdEMAMixState) -> tuple[Array, Any]:
-        return bias_correction(d2, kept.t + 1), value_at(alpha, kept.t)
+        return bias_correction(d2, safe_increment(kept.t)), value_at(alpha, kept.t)
 
     def step(
         shared: tuple[Array, Any], g: Array, p: Any, kept: ScaleBySimplifiedAdEMAMixState

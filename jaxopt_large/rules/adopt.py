@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._errors import message
 from .._hyperparameters import Decay, Mask, Positive, Rate, StateDtype, checked
 from .._numerics import abs_square, as_decay, bounded, ema, is_complex, like, over, scalar_dtype, times
 from .._types import Rule
@@ -45,6 +46,9 @@ def scale_by_adopt(
       ValueError: b1 or b2 is outside [0, 1), eps is not positive, or the dtype not floating.
     """
     d1, d2 = as_decay(b1), as_decay(b2)
+    if not callable(clip_value_fn):
+        wrong = f"clip_value_fn is no function, got {clip_value_fn!r}"
+        raise TypeError(message("scale_by_adopt", wrong, allowed="from steps taken to a number"))
 
     def shared(kept: ScaleByAdamState) -> _Shared:
         limit = clip_value_fn(kept.count.astype(scalar_dtype())) if use_clipping else None
@@ -81,7 +85,7 @@ def adopt(
 ) -> Rule:
     r"""ADOPT: the gradient divided first, and by what it had no part in.
 
-    The first step keeps $\nu_0 = g_0^2$ and moves nothing; then
+    The first step keeps $\nu_0 = g_0^2$, and has no direction; then
 
     $$\mu_t = b_1 \mu_{t-1} + (1-b_1)\, \mathrm{clip}\!\left(\frac{g_t}{\max(\sqrt{\nu_{t-1}}, \epsilon)},
       \pm c_t\right), \qquad \nu_t = b_2 \nu_{t-1} + (1-b_2) g_t^2, \qquad

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus
+from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus, safe_increment
 from .._numerics import bias_correction as _correction
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, zeros
@@ -46,7 +46,7 @@ def scale_by_amsgrad(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def corrections(kept: ScaleByAmsgradState) -> tuple[Any, Any]:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         return (
             _correction(d1, n) if bias_correction_mu else None,
             _correction(d2, n) if bias_correction_nu else None,

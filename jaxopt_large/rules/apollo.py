@@ -21,7 +21,7 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema, like, plus
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, like, plus, safe_increment
 from .._types import Rule, Updates
 from ..leafwise import count, lift
 from ..matrix.norms import frobenius
@@ -77,7 +77,7 @@ def scale_by_apollo(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def shared(kept: ScaleByApolloState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         corrections = bias_correction(d1, n), bias_correction(d2, n)
         return _Shared(kept.count == 0, kept.count // update_proj_gap, *corrections)
 

@@ -1,11 +1,11 @@
-"""ASGD: gradient descent on average (Polyak and Juditsky 1992; Bottou 2010)."""
+"""ASGD: gradient descent, and the mean of its parameters (Polyak and Juditsky 1992; Bottou 2010)."""
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._hyperparameters import NonNegative, Rate, checked
+from .._hyperparameters import Mask, NonNegative, Rate, checked
 from .._numerics import as_scalar, scalar_dtype, times
 from .._types import Params, Rule, Updates
 from ..leafwise import Stage, count, first_parameters, joined, lift
@@ -66,6 +66,8 @@ def asgd(
     alpha: NonNegative = 0.75,
     t0: NonNegative = 1e6,
     weight_decay: Rate = 0.0,
+    *,
+    mask: Mask = None,
 ) -> Rule:
     r"""ASGD: a rate that falls slowly, and the mean of the parameters.
 
@@ -83,6 +85,7 @@ def asgd(
       alpha: $\alpha \ge 0$.
       t0: $t_0 \ge 0$, where averaging begins.
       weight_decay: a number >= 0 or a schedule; times the parameter it is added to the gradient.
+      mask: which leaves decay, see `adamw`.
 
     Returns:
       The rule; its `update` needs `params`; its state holds `count` and `ax`.
@@ -103,4 +106,4 @@ def asgd(
     (1.0, 1.5)
     """
     direction = scale_by_asgd(learning_rate, lambd, alpha, t0)
-    return joined("asgd", *decay_of(weight_decay), direction, scale_by_learning_rate(1.0))
+    return joined("asgd", *decay_of(weight_decay, mask), direction, scale_by_learning_rate(1.0))

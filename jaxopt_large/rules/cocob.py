@@ -46,7 +46,7 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: Positive = 1e-8) -> Rule:
         return bet - moved, new
 
     state = COCOBState(first_parameters(), zeros(), constant(eps), zeros(), zeros())
-    return lift("scale_by_cocob", Stage(step, state, needs_params=True), chained=False)
+    return lift("scale_by_cocob", Stage(step, state, needs_params=True, is_real=True), chained=False)
 
 
 @rule

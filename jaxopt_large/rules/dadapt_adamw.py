@@ -17,6 +17,7 @@ from .._numerics import (
     ema,
     like,
     plus,
+    safe_increment,
     scalar_dtype,
     times,
 )
@@ -86,7 +87,7 @@ def dadapt_adamw(
     d3 = d2**0.5 if isinstance(d2, float) else jnp.sqrt(d2)
 
     def rate(kept: DAdaptAdamWState) -> Array:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         corrected = jnp.sqrt(bias_correction(d2, n)) / bias_correction(d1, n)
         return kept.estim_lr * checked_rate("dadapt_adamw", learning_rate, kept.count) * corrected
 

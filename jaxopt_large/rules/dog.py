@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._errors import message
+from .._errors import POSITIVE, check_hyperparameters, message
 from .._hyperparameters import Mask, NonNegative, Positive, Rate, checked
 from .._numerics import abs_square, as_scalar, bounded, divide, scalar_dtype, times
 from .._types import Rule, Updates
@@ -48,6 +48,11 @@ def _scaled(rate: Any, g: Array, p: Any, kept: Any, sums: Any) -> tuple[Array, A
     return times(rate, bounded(g, _TERMS)), kept
 
 
+def _saturated(total: Array) -> Array:
+    """A sum that has overflowed stays usable."""
+    return jnp.minimum(total, jnp.finfo(total.dtype).max)
+
+
 @checked
 def scale_by_dog(init_step: Any = ("heuristic", 1e-6), eps: NonNegative = 1e-8) -> Rule:
     r"""Multiplies by DoG's rate, see `dog`.
@@ -61,13 +66,14 @@ def scale_by_dog(init_step: Any = ("heuristic", 1e-6), eps: NonNegative = 1e-8) 
     def combine(given: Any, kept: DoGState, totals: Any) -> tuple[Array, DoGState]:
         del given
         square, moved, norm = (total.astype(scalar_dtype()) for total in totals)
-        begun = {"distance": size, "heuristic": size * (1.0 + jnp.sqrt(norm)), "learning_rate": 0.0}[kind]
+        first = as_scalar(size)
+        begun = {"distance": first, "heuristic": first * (1.0 + jnp.sqrt(norm)), "learning_rate": 0.0}[kind]
         far = jnp.maximum(kept.max_dist, jnp.sqrt(moved))
         far = jnp.where(kept.is_init_step, jnp.maximum(far, begun), far)
-        total = kept.sum_sq_norm_grads + square
+        total = _saturated(kept.sum_sq_norm_grads + square)
         rate = divide(far, jnp.sqrt(total + as_scalar(eps)))
-        if kind == "learning_rate":
-            rate = jnp.where(kept.is_init_step, size, rate)
+        if kind == "learning_rate":  # until something has moved, or nothing ever would
+            rate = jnp.where(far == 0, as_scalar(size), rate)
         return rate, kept._replace(max_dist=far, sum_sq_norm_grads=total)
 
     first = shared(True, bool, next=lambda x, kept: jnp.zeros_like(x))
@@ -88,7 +94,7 @@ def scale_by_dowg(init_estim_sq_dist: Positive | None = None, eps: Positive = 1e
         del given
         square, moved, _ = (total.astype(scalar_dtype()) for total in totals)
         far = jnp.maximum(kept.estim_sq_dist, moved)
-        weighted = kept.weighted_sq_norm_grads + far * square
+        weighted = _saturated(kept.weighted_sq_norm_grads + far * square)
         rate = far / (jnp.sqrt(weighted) + as_scalar(eps))
         return rate, kept._replace(estim_sq_dist=far, weighted_sq_norm_grads=weighted)
 
@@ -189,6 +195,5 @@ def _checked_step(init_step: Any) -> tuple[str, Any]:
     if kind not in _KINDS:
         allowed = f"one of {', '.join(map(repr, _KINDS))}"
         raise ValueError(message(who, f"init_step is of an unknown kind, got {kind!r}", allowed=allowed))
-    if not hasattr(size, "aval") and not size > 0:
-        raise ValueError(message(who, f"init_step is out of range, got {size!r}", allowed="a number > 0"))
-    return kind, as_scalar(size)
+    check_hyperparameters(who, init_step=(size, POSITIVE))
+    return kind, size

@@ -20,7 +20,7 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, like, plus, safe_increment
 from .._types import Rule, Updates
 from ..leafwise import count, lift
 from ..matrix.lapack import leading_vectors
@@ -70,7 +70,7 @@ def scale_by_galore(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def shared(kept: ScaleByGaloreState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         return _Shared(kept.count % update_proj_gap == 0, bias_correction(d1, n), bias_correction(d2, n))
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByGaloreState) -> tuple[Array, Any]:
@@ -82,7 +82,8 @@ def scale_by_galore(
         projector = jax.lax.cond(shared.is_due, lambda: leading_vectors(wide, width), lambda: kept.projector)
         low = product(projector.mT, wide)
         mu, nu = ema(kept.mu, low, d1), ema(kept.nu, jnp.square(low), d2)
-        made = product(projector, divide(mu / shared.mu, plus(jnp.sqrt(nu / shared.nu), eps), eps)) * scale
+        direction = divide(mu / shared.mu, plus(jnp.sqrt(nu / shared.nu), eps), eps)
+        made = product(projector, direction) * like(scale, g)
         return made.mT if is_tall else made, kept._replace(projector=projector, mu=mu, nu=nu)
 
     def rank_of(rows: int, columns: int) -> int:
@@ -160,7 +161,8 @@ def galore(
       ValueError: as `muon`.
       TypeError: as `muon`.
 
-    Differs: the shorter side is projected, as in the paper, where optax projects the longer one.
+    Differs: the shorter side is projected, as in the paper, where optax projects the longer one; `scale` is
+    1 by default, as in optax, where the paper has 0.25.
 
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2.
 

@@ -19,7 +19,7 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema, times
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, safe_increment, times
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
 from ..matrix.blocks import (
@@ -93,7 +93,7 @@ def scale_by_kron(
     fitted = {"products": _by_products, "triangular": _by_triangles}[form]
 
     def shared(kept: ScaleByKronState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         return _Shared(n, bias_correction(decay, n))
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByKronState) -> tuple[Array, Any]:

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bias_correction, bounded, divide, ema, over, plus
+from .._numerics import (
+    abs_square,
+    as_decay,
+    bias_corrections,
+    bounded,
+    divide,
+    ema,
+    over,
+    plus,
+)
 from .._types import Rule
 from ..leafwise import Stage, count, joined, lift, zeros
 from ._registry import rule
@@ -28,11 +37,10 @@ def scale_by_laprop(
     """
     d1, d2 = as_decay(b1), as_decay(b2)
 
-    def corrections(kept: ScaleByAdamState) -> tuple[Array, Array]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n)
+    def corrections(kept: ScaleByAdamState) -> tuple[Array, ...]:
+        return bias_corrections(kept.count, d1, d2)
 
-    def step(shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
+    def step(shared: tuple[Array, ...], g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
         del p
         g = bounded(g)
         nu = ema(kept.nu, abs_square(g), d2)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._hyperparameters import Decay, NonNegative, Rate, checked
+from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
 from .._numerics import (
     abs_square,
     as_decay,
@@ -15,6 +15,7 @@ from .._numerics import (
     divide,
     like,
     plus,
+    safe_increment,
     scalar_dtype,
     times,
 )
@@ -49,7 +50,7 @@ def scale_by_madgrad(learning_rate: Rate, momentum: Decay = 0.9, eps: NonNegativ
 
     def weight(kept: MadgradState) -> Array:
         rate = checked_rate("scale_by_madgrad", learning_rate, kept.count)
-        return (rate + as_scalar(eps)) * jnp.sqrt((kept.count + 1).astype(scalar_dtype()))
+        return (rate + as_scalar(eps)) * jnp.sqrt(safe_increment(kept.count).astype(scalar_dtype()))
 
     def step(weight: Array, g: Array, p: Array, kept: MadgradState) -> tuple[Array, Any]:
         g = bounded(g, _TERMS)
@@ -65,7 +66,12 @@ def scale_by_madgrad(learning_rate: Rate, momentum: Decay = 0.9, eps: NonNegativ
 
 @rule
 def madgrad(
-    learning_rate: Rate, momentum: Decay = 0.9, weight_decay: Rate = 0.0, eps: NonNegative = 1e-6
+    learning_rate: Rate,
+    momentum: Decay = 0.9,
+    weight_decay: Rate = 0.0,
+    eps: NonNegative = 1e-6,
+    *,
+    mask: Mask = None,
 ) -> Rule:
     r"""MADGRAD: steps from the first parameters by a weighted sum of all gradients.
 
@@ -80,6 +86,7 @@ def madgrad(
       momentum: $\mu$ in [0, 1).
       weight_decay: a number >= 0 or a schedule; times the parameter it is added to the gradient.
       eps: $\epsilon \ge 0$.
+      mask: which leaves decay, see `adamw`.
 
     Returns:
       The rule; its `update` needs `params`; its state holds `count`, `grad_sum_sq`, `s` and `x0`.
@@ -88,11 +95,11 @@ def madgrad(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Source: Defazio and Jelassi 2021, arXiv:2101.11075, algorithm 1; with a rate that begins anew for weights.
+    Source: Defazio and Jelassi 2021, arXiv:2101.11075, algorithm 1.
 
     >>> rule, params = jl.madgrad(1.0, momentum=0.0, eps=0.0), jnp.float32(2.0)
     >>> updates, state = rule.update(jnp.float32(8.0), rule.init(params), params)
     >>> round(float(updates), 4)  # 8 / 64 ** (1 / 3)
     -2.0
     """
-    return joined("madgrad", *decay_of(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))
+    return joined("madgrad", *decay_of(weight_decay, mask), scale_by_madgrad(learning_rate, momentum, eps))

@@ -9,7 +9,7 @@ from .._hyperparameters import Decay, Mask, NonNegative, Positive, Rate, StateDt
 from .._numerics import (
     abs_square,
     as_decay,
-    bias_correction,
+    bias_corrections,
     bounded,
     complement,
     divide,
@@ -57,16 +57,15 @@ def scale_by_mars(
         g, d = bounded(g, 4 * size_of(g)), like(d1, g)
         return bounded(g + times(like(gamma, g) * d / complement(d), g - kept.previous_gradient), size_of(g))
 
-    def corrections(kept: ScaleByMarsState) -> tuple[Array, Array]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n)
+    def corrections(kept: ScaleByMarsState) -> tuple[Array, ...]:
+        return bias_corrections(kept.count, d1, d2)
 
     def measure(shared: Any, g: Array, p: Any, kept: ScaleByMarsState) -> Array:
         del shared, p
         return jnp.sum(abs_square(corrected(g, kept)))
 
     def step(
-        shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByMarsState, square: Array
+        shared: tuple[Array, ...], g: Array, p: Any, kept: ScaleByMarsState, square: Array
     ) -> tuple[Array, Any]:
         del p
         limit, norm = like(max_norm, g), jnp.sqrt(square)
@@ -118,7 +117,8 @@ def mars(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
-    Differs: $g_{t-1}$ is that of the batch before, the paper's approximate form.
+    Differs: $g_{t-1}$ is that of the batch before, the paper's approximate form; $g_0 = 0$, as in the
+    authors' program, lengthens the first $c_1$; vectors are moved by it too.
 
     Source: Yuan et al. 2024, arXiv:2411.10438, algorithm 2 (MARS-AdamW, approximate).
 

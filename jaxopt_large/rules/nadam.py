@@ -15,6 +15,7 @@ from .._numerics import (
     divide,
     ema,
     plus,
+    safe_increment,
     scalar_dtype,
     times,
 )
@@ -72,8 +73,8 @@ def scale_by_nadam(
         return as_scalar(b1) * (1.0 - 0.5 * jnp.exp(t * jnp.log(as_scalar(_WARM_UP))))
 
     def weights(kept: ScaleByNadamState) -> _Weights:
-        n = kept.count + 1
-        now, following = momentum(n), momentum(n + 1)
+        n = safe_increment(kept.count)
+        now, following = momentum(n), momentum(safe_increment(n))
         product = kept.mu_product * now
         return _Weights(
             following / (1.0 - product * following), (1.0 - now) / (1.0 - product), bias_correction(d2, n)
@@ -87,7 +88,7 @@ def scale_by_nadam(
         root = jnp.sqrt(plus(nu / weights.nu, eps_root))
         return divide(ahead, plus(root, eps), eps), kept._replace(mu=mu, nu=nu)
 
-    product = shared(1.0, next=lambda x, kept: x * momentum(kept.count + 1))
+    product = shared(1.0, next=lambda x, kept: x * momentum(safe_increment(kept.count)))
     state = ScaleByNadamState(count(), product, zeros(mu_dtype), zeros(real=True))
     return lift("scale_by_nadam", Stage(step, state, weights), chained=False)
 

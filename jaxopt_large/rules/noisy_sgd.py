@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, Key
 
 from .._errors import message
 from .._hyperparameters import NonNegative, Rate, checked
-from .._numerics import as_scalar, is_complex, real_dtype, scalar_dtype, times
+from .._numerics import as_scalar, is_complex, real_dtype, safe_increment, scalar_dtype, times
 from .._types import Rule
 from ..leafwise import Stage, along, count, joined, lift, random_key, shape_of
 from ._registry import rule
@@ -28,7 +28,7 @@ class AddNoiseState(NamedTuple):
 def add_noise(
     eta: NonNegative = 0.01, gamma: NonNegative = 0.55, key: Any = None, *, seed: Any = None
 ) -> Rule:
-    r"""Adds noise that fades: $u_t = g_t + \mathcal{N}(0, \eta / (1+t)^\gamma)$, see `noisy_sgd`.
+    r"""Adds noise that fades: $u_t = g_t + \mathcal{N}(0, \sigma^2 / (1+t)^\gamma)$, see `noisy_sgd`.
 
     Raises:
       ValueError: eta or gamma is negative.
@@ -39,7 +39,7 @@ def add_noise(
     start = seed if key is None else key
 
     def deviation(kept: AddNoiseState) -> Array:
-        n = (kept.count + 1).astype(scalar_dtype())
+        n = safe_increment(kept.count).astype(scalar_dtype())
         return jnp.sqrt(as_scalar(eta)) * jnp.exp(-0.5 * as_scalar(gamma) * jnp.log(n))
 
     def step(deviation: Array, g: Array, p: Any, kept: AddNoiseState) -> tuple[Array, Any]:
@@ -63,16 +63,17 @@ def noisy_sgd(
 ) -> Rule:
     r"""SGD with annealed gradient noise.
 
-    $$\theta_{t+1} = \theta_t - \eta_t \left( g_t + \mathcal{N}(0, \eta / (1+t)^\gamma) \right)$$
+    $$\theta_{t+1} = \theta_t - \eta_t \left( g_t + \mathcal{N}(0, \sigma^2 / (1+t)^\gamma) \right)$$
 
-    with $t$ steps taken before. The noise does not depend on how leaves are divided between devices.
+    with $t$ steps taken before. The noise does not depend on how leaves are divided between
+    devices: each draws that of whole leaves.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
-      eta: the variance of the first step's noise, in squared units of the gradient.
+      eta: $\sigma^2 \ge 0$, the variance of the first step's noise, in squared units of the gradient.
       gamma: $\gamma \ge 0$, how fast it fades.
       key: a random key or a whole number; 0 by default.
-      seed: the same, as optax had it.
+      seed: another name of `key`, as in optax; one of the two.
 
     Returns:
       The rule; its state holds `count` and `rng_key`.

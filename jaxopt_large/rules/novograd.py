@@ -90,6 +90,8 @@ def novograd(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: the defaults are optax's; the paper has decays of 0.95 and 0.98.
+
     Source: Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
     >>> rule, params = jl.novograd(1.0, eps=0.0), jnp.zeros(2)

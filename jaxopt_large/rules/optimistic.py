@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .._errors import message
 from .._hyperparameters import Decay, NonNegative, Rate, StateDtype, checked
 from .._numerics import like, times
 from .._types import Rule, Updates
@@ -25,7 +24,7 @@ __all__ = [
 class ScaleByOptimisticGradientState(NamedTuple):
     """State of optimistic gradients."""
 
-    is_initial_step: Bool[Array, ""]  # is there no gradient before?
+    is_initial_step: Bool[Array, ""]  # has there been no gradient yet?
     previous_gradient: Updates  # float32, shapes of the parameters
 
 
@@ -100,7 +99,8 @@ def optimistic_adam(
 
     $$\theta_{t+1} = \theta_t - (\eta + o) u_t + o\, u_{t-1}$$
 
-    with $u$ the direction of `adam`. `optimistic_adam_v2` has the rate outside, where it can be a schedule.
+    with $u$ the direction of `nadam`, or of `adam` without Nesterov momentum. `optimistic_adam_v2` has the
+    rate outside, where it can be a schedule.
 
     Args:
       learning_rate: $\eta \ge 0$, a number or an array of shape (), no schedule.
@@ -119,11 +119,10 @@ def optimistic_adam(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: the paper has no Nesterov momentum, and $u_0$ is 0 there; both are as in optax.
+
     Source: Daskalakis et al. 2018, arXiv:1711.00141, algorithm 1.
     """
-    if callable(learning_rate):
-        wrong = f"learning_rate is a schedule, got {learning_rate!r}"
-        raise TypeError(message("optimistic_adam", wrong, do="Use optimistic_adam_v2"))
     direction = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     ahead = scale_by_optimistic_gradient(learning_rate, learning_rate if optimism is None else optimism)
     return joined("optimistic_adam", direction, ahead, scale_by_learning_rate(1.0))
@@ -146,7 +145,7 @@ def optimistic_adam_v2(
 
     $$\theta_{t+1} = \theta_t - \eta_t \left( (\alpha + \beta) u_t - \beta u_{t-1} \right)$$
 
-    with $u$ the direction of `adam`.
+    with $u$ the direction of `nadam`, or of `adam` without Nesterov momentum.
 
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
@@ -165,6 +164,8 @@ def optimistic_adam_v2(
     Raises:
       ValueError: a value is out of range.
       TypeError: a value is not a number.
+
+    Differs: the paper has no Nesterov momentum, and $u_0$ is 0 there; both are as in optax.
 
     Source: Daskalakis et al. 2018, arXiv:1711.00141, algorithm 1.
     """

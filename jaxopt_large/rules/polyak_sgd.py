@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._hyperparameters import NonNegative, OneOf, Rate, checked
+from .._hyperparameters import NonNegative, Number, OneOf, Rate, checked
 from .._numerics import abs_square, as_scalar, scalar_dtype, times
 from .._types import Rule
 from ..leafwise import Stage, joined, lift
@@ -14,12 +14,12 @@ from .learning_rate import scale_by_learning_rate
 
 __all__ = ["polyak_sgd", "scale_by_polyak"]
 
-_FLAT = float(jnp.finfo(jnp.float32).eps)  # a squared norm up to here is that of a minimum
+_FLAT = 2.0**-52  # a squared norm up to here is that of a minimum, as in optax
 
 
 @checked
 def scale_by_polyak(
-    f_min: Any = 0.0,
+    f_min: Number = 0.0,
     max_learning_rate: NonNegative = 1.0,
     eps: NonNegative = 0.0,
     variant: Annotated[str, OneOf("sps", "sps+")] = "sps",
@@ -57,7 +57,7 @@ def scale_by_polyak(
 def polyak_sgd(
     max_learning_rate: NonNegative = 1.0,
     scaling: Rate = 1.0,
-    f_min: Any = 0.0,
+    f_min: Number = 0.0,
     eps: NonNegative = 0.0,
     variant: Annotated[str, OneOf("sps", "sps+")] = "sps",
 ) -> Rule:
@@ -66,14 +66,15 @@ def polyak_sgd(
     $$\theta_{t+1} = \theta_t - s_t \min\!\left(\frac{f(\theta_t) - f^\star}{\lVert g_t \rVert^2 + \epsilon},
       \eta_{\max}\right) g_t$$
 
-    with the norm over all leaves, of $s_t g_t$. Call `update(grads, state, params, value=loss)`.
+    with the norm over all leaves, of $s_t g_t$; nothing moves where its square is below $2^{-52}$. Call
+    `update(grads, state, params, value=loss)`.
 
     Args:
       max_learning_rate: $\eta_{\max} \ge 0$, a number or an array of shape ().
       scaling: $s$, a number >= 0, or a schedule.
       f_min: $f^\star$, a lower bound of the loss.
       eps: $\epsilon \ge 0$.
-      variant: "sps", or "sps+" where the gap counts as 0 below $f^\star$.
+      variant: "sps", which climbs where the loss is below $f^\star$, or "sps+", where the gap is 0 there.
 
     Returns:
       The rule; it keeps no state for constants. Its `update` needs `value`.

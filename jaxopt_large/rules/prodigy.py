@@ -11,9 +11,11 @@ from .._numerics import (
     as_decay,
     as_scalar,
     bias_correction,
+    bounded,
     divide,
     ema,
     like,
+    safe_increment,
     scalar_dtype,
     times,
 )
@@ -23,6 +25,9 @@ from ._registry import rule
 from .learning_rate import checked_rate
 
 __all__ = ["prodigy"]
+
+
+_TERMS = 2**20  # largest products of which a sum is finite
 
 
 class ProdigyState(NamedTuple):
@@ -84,6 +89,9 @@ def prodigy(
       ValueError: a value is out of range.
       TypeError: a value is not a number.
 
+    Differs: the corrections $c_t$ are as in optax; the paper's algorithm has none, and its authors' program
+    only if asked for.
+
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4; names as in optax.
 
     >>> rule, params = jl.prodigy(), jnp.float32(0.0)
@@ -93,24 +101,25 @@ def prodigy(
     """
     d1, d2 = (as_decay(b) for b in betas)
     d3 = as_decay(beta3) if beta3 is not None else d2**0.5 if isinstance(d2, float) else jnp.sqrt(d2)
-    first = as_scalar(estim_lr0)
 
     def rates(kept: ProdigyState) -> _Rates:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         corrected = jnp.sqrt(bias_correction(d2, n)) / bias_correction(d1, n)
         rate = checked_rate("prodigy", learning_rate, kept.count)
         return _Rates(kept.estim_lr, kept.estim_lr, kept.estim_lr * rate * corrected)
 
     def grad_sum(rates: _Rates, g: Array, kept: ProdigyState) -> Array:
         weight = rates.old if safeguard_warmup else rates.step
-        return times(like(d3, g), kept.grad_sum) + times(weight * rates.old / first.astype(weight.dtype), g)
+        return times(like(d3, g), kept.grad_sum) + times(weight * rates.old / like(estim_lr0, g), g)
 
     def measure(rates: _Rates, g: Array, p: Array, kept: ProdigyState) -> tuple[Array, Array]:
+        g = bounded(g, _TERMS)
         inner = jnp.sum((g.conj() * (kept.params0 - p)).real)
         return inner, jnp.sum(jnp.abs(grad_sum(rates, g, kept)))
 
     def combine(rates: _Rates, kept: ProdigyState, totals: Any) -> tuple[_Rates, ProdigyState]:
         inner, norm = (total.astype(scalar_dtype()) for total in totals)
+        first = as_scalar(estim_lr0)
         numerator = as_scalar(d3) * kept.numerator_weighted + rates.old / first * rates.step * inner
         found = as_scalar(estim_lr_coef) * divide(numerator, norm)
         new = jnp.maximum(rates.old, found)
@@ -118,6 +127,7 @@ def prodigy(
 
     def step(rates: _Rates, g: Array, p: Array, kept: ProdigyState, sums: Any) -> tuple[Array, Any]:
         del sums
+        g = bounded(g, _TERMS)
         mean = ema(kept.exp_avg, times(rates.old, g), d1)
         square = ema(kept.exp_avg_sq, abs_square(times(rates.old, g)), d2)
         direction = divide(mean, jnp.sqrt(square) + rates.new * like(eps, square))

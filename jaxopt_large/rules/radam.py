@@ -1,5 +1,6 @@
 """RAdam: Adam without its root until the mean square can be trusted (Liu et al. 2020)."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from .._numerics import (
     like,
     over,
     plus,
+    safe_increment,
     scalar_dtype,
     times,
 )
@@ -29,6 +31,9 @@ from .learning_rate import scale_by_learning_rate
 from .weight_decay import decay_of
 
 __all__ = ["radam", "scale_by_radam"]
+
+
+_EARLY = 0.1  # of the time that the mean square reaches back: below, four terms of a series have 16 digits
 
 
 class _Shared(NamedTuple):
@@ -59,14 +64,13 @@ def scale_by_radam(
     d1, d2 = as_decay(b1), as_decay(b2)
 
     def shared(kept: ScaleByAdamState) -> _Shared:
-        n = kept.count + 1
-        correction, longest = bias_correction(d2, n), 2.0 / complement(as_scalar(d2)) - 1.0
-        steps = n.astype(scalar_dtype())
-        length = longest - 2.0 * steps * (1.0 - correction) / correction
+        n = safe_increment(kept.count)
+        correction = bias_correction(d2, n)
+        longest, length = _lengths(d2, n, correction)
         is_trusted = length >= as_scalar(threshold)
         safe = jnp.where(length > 4.0, length, longest)  # a threshold below 4 has no root there
         square = (safe - 4.0) * (safe - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * safe)
-        next_mu = bias_correction(d1, n + 1) if nesterov else None
+        next_mu = bias_correction(d1, safe_increment(n)) if nesterov else None
         return _Shared(bias_correction(d1, n), correction, next_mu, jnp.sqrt(square), is_trusted)
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
@@ -138,3 +142,21 @@ def radam(
     """
     direction = scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov)
     return joined("radam", direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+def _lengths(decay: Any, n: Array, correction: Array) -> tuple[Any, Array]:
+    r"""$\rho_\infty$ and $\rho_t$; early, where they are nearly equal in size, from a series.
+
+    With $a = -\log b$, $x = t a$: $\rho_t = \rho_\infty - 2/a + t - 2t (x/12 - x^3/720 + x^5/30240 - \dots)$.
+    """
+    steps = n.astype(scalar_dtype())
+    longest = 2.0 / complement(decay if isinstance(decay, float) else as_scalar(decay)) - 1.0
+    length = longest - 2.0 * steps * (1.0 - correction) / correction
+    if not isinstance(decay, float) or decay == 0:
+        return longest, length
+    rate = -math.log(decay)
+    x = steps * rate
+    square = jnp.square(x)
+    rest = x * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
+    early = (longest - 2.0 / rate) + steps - 2.0 * steps * rest
+    return longest, jnp.where(x < _EARLY, early, length)

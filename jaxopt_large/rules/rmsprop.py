@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, NonNegative, Rate, checked
-from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus
+from .._numerics import abs_square, as_decay, bounded, divide, ema, over, plus, safe_increment
 from .._numerics import bias_correction as _correction
 from .._types import Rule, Updates
 from ..leafwise import Stage, constant, count, joined, lift, zeros
@@ -61,7 +61,7 @@ def scale_by_rmsprop(
         mu=zeros() if centered else None,
         nu=constant(initial_scale, real=True),
     )
-    shared = (lambda kept: _correction(d, kept.count + 1)) if bias_correction else None
+    shared = (lambda kept: _correction(d, safe_increment(kept.count))) if bias_correction else None
     return lift("scale_by_rmsprop", Stage(step, state, shared), chained=False)
 
 

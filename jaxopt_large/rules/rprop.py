@@ -1,11 +1,13 @@
 """Rprop: steps that grow while the sign holds, for full batches (Riedmiller and Braun 1993)."""
 
-from typing import Any, NamedTuple
+import numbers
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._hyperparameters import NonNegative, Positive, checked
+from .._errors import Range, message
+from .._hyperparameters import NonNegative, checked
 from .._numerics import like, times
 from .._types import Rule, Updates
 from ..leafwise import Stage, constant, joined, lift, zeros
@@ -13,6 +15,10 @@ from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 
 __all__ = ["rprop", "scale_by_rprop"]
+
+
+Shrink = Annotated[Any, Range("a number in (0, 1)", lambda x: 0 < x < 1)]
+Grow = Annotated[Any, Range("a number > 1", lambda x: x > 1)]
 
 
 class ScaleByRpropState(NamedTuple):
@@ -25,8 +31,8 @@ class ScaleByRpropState(NamedTuple):
 @checked
 def scale_by_rprop(
     learning_rate: NonNegative,
-    eta_minus: Positive = 0.5,
-    eta_plus: Positive = 1.2,
+    eta_minus: Shrink = 0.5,
+    eta_plus: Grow = 1.2,
     min_step_size: NonNegative = 1e-6,
     max_step_size: NonNegative = 50.0,
 ) -> Rule:
@@ -35,6 +41,10 @@ def scale_by_rprop(
     Raises:
       ValueError: a value is out of range.
     """
+
+    if _is_number(min_step_size) and _is_number(max_step_size) and min_step_size > max_step_size:
+        wrong = f"min_step_size is larger than max_step_size, got {min_step_size!r} and {max_step_size!r}"
+        raise ValueError(message("scale_by_rprop", wrong))
 
     def step(shared: Any, g: Array, p: Any, kept: ScaleByRpropState) -> tuple[Array, Any]:
         del shared, p
@@ -53,8 +63,8 @@ def scale_by_rprop(
 @rule
 def rprop(
     learning_rate: NonNegative,
-    eta_minus: Positive = 0.5,
-    eta_plus: Positive = 1.2,
+    eta_minus: Shrink = 0.5,
+    eta_plus: Grow = 1.2,
     min_step_size: NonNegative = 1e-6,
     max_step_size: NonNegative = 50.0,
 ) -> Rule:
@@ -70,8 +80,8 @@ def rprop(
 
     Args:
       learning_rate: $\delta_0 \ge 0$, the size of the first step: a number or an array, no schedule.
-      eta_minus: $\eta^- > 0$.
-      eta_plus: $\eta^+ > 0$.
+      eta_minus: $\eta^-$ in (0, 1).
+      eta_plus: $\eta^+ > 1$.
       min_step_size: $\delta_{\min} \ge 0$.
       max_step_size: $\delta_{\max} \ge 0$.
 
@@ -97,3 +107,7 @@ def rprop(
     """
     direction = scale_by_rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size)
     return joined("rprop", direction, scale_by_learning_rate(1.0))
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Real)

@@ -20,7 +20,7 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus, safe_increment
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
 from ..matrix.blocks import Blocks, all_finite, blocks_of, misfit, stacked
@@ -100,7 +100,7 @@ def scale_by_shampoo(
         return cut._replace(left=cut.left and sides != "out", right=cut.right and sides != "in")
 
     def shared(kept: ScaleByShampooState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         return _Shared(n, bias_correction(d1, n), bias_correction(d2, n))
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByShampooState) -> tuple[Array, Any]:

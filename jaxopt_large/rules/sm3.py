@@ -1,20 +1,22 @@
 """SM3: second moments bounded by one number for each index of each axis (Anil et al. 2019)."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import message
+from .._errors import Range
 from .._hyperparameters import Decay, NonNegative, Rate, checked
-from .._numerics import abs_square, as_decay, bounded, ema, plus, times
+from .._numerics import abs_square, as_decay, bounded, ema, like, plus, times
 from .._types import Rule, Updates
 from ..leafwise import Largest, Stage, along, joined, lift, max_along, shape_of, shaped, zeros
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 
 __all__ = ["scale_by_sm3", "sm3"]
+
+Share = Annotated[Any, Range("a number in [0, 1]", lambda x: 0 <= x <= 1)]
 
 _TERMS = 2**20  # largest squares that a bound holds before it saturates
 
@@ -27,7 +29,7 @@ class ScaleBySM3State(NamedTuple):
 
 
 @checked
-def scale_by_sm3(b1: Decay = 0.9, b2: Any = 1.0, eps: NonNegative = 1e-8) -> Rule:
+def scale_by_sm3(b1: Decay = 0.9, b2: Share = 1.0, eps: NonNegative = 1e-8) -> Rule:
     r"""The direction of SM3, see `sm3`.
 
     With $b_2 < 1$ the bound is of a mean: $\nu_t = b_2 \min_r \mu_r + (1-b_2) g_t^2$.
@@ -35,9 +37,7 @@ def scale_by_sm3(b1: Decay = 0.9, b2: Any = 1.0, eps: NonNegative = 1e-8) -> Rul
     Raises:
       ValueError: b1 is outside [0, 1), b2 outside [0, 1], or eps negative.
     """
-    if not hasattr(b2, "aval") and not 0 <= b2 <= 1:
-        raise ValueError(message("scale_by_sm3", f"b2 is out of range, got {b2!r}", allowed="0 <= b2 <= 1"))
-    d1, fresh = as_decay(b1), 1.0 if b2 == 1 else 1.0 - b2
+    d1 = as_decay(b1)
 
     def others(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
         return tuple(d for d in range(len(shape)) if d != axis)
@@ -49,7 +49,9 @@ def scale_by_sm3(b1: Decay = 0.9, b2: Any = 1.0, eps: NonNegative = 1e-8) -> Rul
         else:
             rows = [along(mu, others(shape, axis), g) for axis, mu in enumerate(kept.mu)]
             least = functools.reduce(jnp.minimum, jnp.broadcast_arrays(*rows))
-        total = times(b2, least) + times(fresh, abs_square(bounded(g, _TERMS)))
+        square, kept_share = abs_square(bounded(g, _TERMS)), like(b2, g)
+        fresh = jnp.where(kept_share == 1, 1.0, 1.0 - kept_share).astype(square.dtype)
+        total = kept_share * least + fresh * square
         return jnp.minimum(total, jnp.finfo(total.dtype).max)
 
     def measure(shared: Any, g: Array, p: Any, kept: ScaleBySM3State) -> tuple[Largest, ...]:

@@ -20,7 +20,7 @@ from .._hyperparameters import (
     StateDtype,
     checked,
 )
-from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus
+from .._numerics import as_decay, bias_correction, bounded, divide, ema, plus, safe_increment
 from .._types import Rule, Updates
 from ..leafwise import count, lift, zeros
 from ..matrix.blocks import (
@@ -103,7 +103,7 @@ def scale_by_soap(
     d3 = d2 if factor_decay is None else as_decay(factor_decay)
 
     def shared(kept: ScaleBySoapState) -> _Shared:
-        n = kept.count + 1
+        n = safe_increment(kept.count)
         return _Shared(n, bias_correction(d1, n), bias_correction(d2, n))
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleBySoapState) -> tuple[Array, Any]:

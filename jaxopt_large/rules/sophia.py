@@ -10,10 +10,10 @@ from jaxtyping import Array, Int, Key
 from .._axes import reduction_axes
 from .._errors import check_rule, message
 from .._hyperparameters import Count, Decay, Mask, Positive, Rate, StateDtype, checked
-from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, like, over
+from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, like, over, safe_increment
 from .._states import check_state
-from .._types import Params, Rule, State, Updates, make_rule
-from ..leafwise import Stage, lift, random_key, zeros
+from .._types import Params, Rule, Scalar, State, Updates, make_rule
+from ..leafwise import Stage, joined, lift, random_key, zeros
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 from .weight_decay import add_decayed_weights
@@ -122,10 +122,12 @@ def scale_by_sophia(
       TypeError: `hessian_diagonal_fn` is not a rule.
     """
     who = "scale_by_sophia"
-    d1, d2 = as_decay(b1), as_decay(b2)
-    estimator: Any = hutchinson_diagonal() if hessian_diagonal_fn is None else hessian_diagonal_fn
-    check_rule(who, estimator, "hessian_diagonal_fn")
-    estimator = optax.with_extra_args_support(estimator)
+    direction = _direction(who, as_decay(b1), eps, gamma, clip_threshold, mu_dtype)
+    return _with_estimates(who, direction, as_decay(b2), update_interval, hessian_diagonal_fn, chained=False)
+
+
+def _direction(who: str, d1: Scalar, eps: Any, gamma: Any, clip_threshold: Any, mu_dtype: Any) -> Rule:
+    """Momentum over the diagonal, which stays as it is."""
 
     def step(correction: Array, g: Array, p: Any, kept: _Kept) -> tuple[Array, Any]:
         del p
@@ -137,37 +139,51 @@ def scale_by_sophia(
             update = jnp.clip(update, -limit, limit)
         return update, kept._replace(mu=mu)
 
+    def correction(kept: _Kept, *, count: Array) -> Array:
+        del kept
+        return bias_correction(d1, safe_increment(count))
+
+    stage = Stage(step, _Kept(zeros(mu_dtype), zeros()), correction, extra=("count",), is_real=True)
+    return lift(who, stage)
+
+
+def _with_estimates(
+    who: str, rule: Rule, d2: Scalar, interval: int, estimator: Any, *, chained: bool
+) -> Rule:
+    """The rule of stages of which the first is `_direction`, with new diagonals every `interval` steps."""
+    asked: Any = hutchinson_diagonal() if estimator is None else estimator
+    check_rule(who, asked, "hessian_diagonal_fn")
+    asked = optax.with_extra_args_support(asked)
+
     def averaged(shared: Any, h: Array, p: Any, kept: _Diagonal) -> tuple[Array, Any]:
         del shared, p
         return h, _Diagonal(ema(kept.nu, h, d2))
 
-    correction = lambda kept, *, count: bias_correction(d1, count + 1)  # noqa: E731
-    direction = lift(
-        who, Stage(step, _Kept(zeros(mu_dtype), zeros()), correction, extra=("count",)), chained=False
-    )
     diagonal = lift(who, Stage(averaged, _Diagonal(zeros())), chained=False)
 
-    def init(params: Params) -> SophiaState:
-        kept: Any = direction.init(params)
-        return SophiaState(jnp.zeros((), jnp.int32), kept.mu, kept.nu, estimator.init(params))
+    def init(params: Params) -> Any:
+        begun: Any = rule.init(params)
+        first = SophiaState(jnp.zeros((), jnp.int32), begun[0].mu, begun[0].nu, asked.init(params))
+        return (first, *begun[1:]) if chained else first
 
     def update(
-        updates: Updates, state: SophiaState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, SophiaState]:
-        check_state(who, SophiaState, state)
-        made, new = direction.update(updates, _Kept(state.mu, state.nu), params, count=state.count)
-        kept: Any = new
+        updates: Updates, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, Any]:
+        first, rest = (state[0], state[1:]) if chained and isinstance(state, tuple | list) else (state, ())
+        check_state(who, SophiaState, first)
+        kept = (_Kept(first.mu, first.nu), *rest)
+        made, after = rule.update(updates, kept, params, **{**extra, "count": first.count})
+        new: Any = after
 
         def estimated() -> tuple[Updates, State]:
-            found, own = estimator.update(updates, state.hessian_fn_state, params, **extra)
-            averaged: Any = diagonal.update(found, _Diagonal(kept.nu))[1]
-            return averaged.nu, own
+            found, own = asked.update(updates, first.hessian_fn_state, params, **extra)
+            mean: Any = diagonal.update(found, _Diagonal(first.nu))[1]
+            return mean.nu, own
 
-        due = state.count % update_interval == 0
-        nu, own = jax.lax.cond(due, estimated, lambda: (kept.nu, state.hessian_fn_state))
-        largest = jnp.iinfo(state.count.dtype).max
-        taken = jnp.where(state.count < largest, state.count + 1, state.count)
-        return made, SophiaState(taken, kept.mu, nu, own)
+        due = first.count % interval == 0
+        nu, own = jax.lax.cond(due, estimated, lambda: (first.nu, first.hessian_fn_state))
+        last = SophiaState(safe_increment(first.count), new[0].mu, nu, own)
+        return made, (last, *new[1:]) if chained else last
 
     return make_rule(init, update)
 
@@ -221,8 +237,7 @@ def sophia(
 
     Source: Liu et al. 2023, arXiv:2305.14342, algorithm 3; names as in optax.
     """
-    direction = scale_by_sophia(
-        b1, b2, eps, gamma, clip_threshold, update_interval, hessian_diagonal_fn, mu_dtype
-    )
+    direction = _direction("sophia", as_decay(b1), eps, gamma, clip_threshold, mu_dtype)
     decay = add_decayed_weights(weight_decay, weight_decay_mask)
-    return optax.chain(direction, decay, scale_by_learning_rate(learning_rate))
+    rule = joined("sophia", direction, decay, scale_by_learning_rate(learning_rate))
+    return _with_estimates("sophia", rule, as_decay(b2), update_interval, hessian_diagonal_fn, chained=True)

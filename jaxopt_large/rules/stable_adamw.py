@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, Mask, Positive, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bias_correction, bounded, ema, like, over, plus, times
+from .._numerics import abs_square, as_decay, bias_corrections, bounded, divide, ema, like, over, plus, times
 from .._types import Rule
 from ..leafwise import Stage, count, joined, lift, size_of, zeros
 from ._registry import rule
@@ -28,18 +28,17 @@ def scale_by_stable_adam(
     """
     d1, d2 = as_decay(b1), as_decay(b2)
 
-    def corrections(kept: ScaleByAdamState) -> tuple[Array, Array]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n)
+    def corrections(kept: ScaleByAdamState) -> tuple[Array, ...]:
+        return bias_corrections(kept.count, d1, d2)
 
-    def measure(shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByAdamState) -> Array:
+    def measure(shared: tuple[Array, ...], g: Array, p: Any, kept: ScaleByAdamState) -> Array:
         del p
         square = abs_square(bounded(g))
         spread = ema(kept.nu, square, d2) / shared[1]
-        return jnp.sum(square / jnp.maximum(spread, jnp.square(like(eps, square))))
+        return jnp.sum(divide(square, jnp.maximum(spread, jnp.square(like(eps, square)))))
 
     def step(
-        shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByAdamState, total: Array
+        shared: tuple[Array, ...], g: Array, p: Any, kept: ScaleByAdamState, total: Array
     ) -> tuple[Array, Any]:
         del p
         g = bounded(g)

@@ -9,7 +9,7 @@ from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
 from .._numerics import (
     abs_square,
     as_decay,
-    bias_correction,
+    bias_corrections,
     bounded,
     complement,
     divide,
@@ -43,11 +43,10 @@ def scale_by_yogi(
     """
     d1, d2 = as_decay(b1), as_decay(b2)
 
-    def corrections(kept: ScaleByAdamState) -> tuple[Array, Array]:
-        n = kept.count + 1
-        return bias_correction(d1, n), bias_correction(d2, n)
+    def corrections(kept: ScaleByAdamState) -> tuple[Array, ...]:
+        return bias_corrections(kept.count, d1, d2)
 
-    def step(shared: tuple[Array, Array], g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
+    def step(shared: tuple[Array, ...], g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
         del p
         g = bounded(g, 4)
         mu, square = ema(kept.mu, g, d1), abs_square(g)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, StateDtype, checked
-from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, over
+from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, over, safe_increment
 from .._types import Params, Rule, State, Updates
 from ..leafwise import Stage, count, lift, shared, zeros
 from ._wrapped import followed_by
@@ -77,6 +77,9 @@ def ema_of_params(rule: Any, decay: Decay = 0.999, *, dtype: StateDtype = None) 
         del given
         return u, kept._replace(ema=ema(kept.ema, p + u, d))
 
-    correction = shared(0.0, next=lambda x, kept: bias_correction(d, kept.count + 1).astype(x.dtype))
+    def corrected(x: Array, kept: MeanState) -> Array:
+        return bias_correction(d, safe_increment(kept.count)).astype(x.dtype)
+
+    correction = shared(0.0, next=corrected)
     stage = Stage(step, MeanState(count(), correction, zeros(dtype)), needs_params=True)
     return followed_by("ema_of_params", rule, lift("ema_of_params", stage, chained=False), EmaOfParamsState)

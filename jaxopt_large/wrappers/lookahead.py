@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._errors import Range
 from .._hyperparameters import Count, checked
-from .._numerics import like, times
+from .._numerics import like, safe_increment, times
 from .._types import Params, Rule, State, Updates
 from ..leafwise import Stage, count, first_parameters, lift
 from ._wrapped import followed_by
@@ -72,7 +72,7 @@ def lookahead(rule: Any, sync_period: Count = 5, slow_step_size: Annotated[Any, 
     """
 
     def is_due(kept: SlowState) -> Array:
-        return (kept.count + 1) % sync_period == 0
+        return (safe_increment(kept.count)) % sync_period == 0
 
     def step(is_due: Array, u: Array, p: Array, kept: SlowState) -> tuple[Array, Any]:
         slow = kept.slow + times(like(slow_step_size, u), p + u - kept.slow)

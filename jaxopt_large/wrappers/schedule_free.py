@@ -234,7 +234,7 @@ def warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:
         return learning_rate
 
     def rate(count: Array) -> Array:
-        grown = jnp.minimum((count + 1).astype(scalar_dtype()) / as_scalar(warmup_steps), 1.0)
+        grown = jnp.minimum(safe_increment(count).astype(scalar_dtype()) / as_scalar(warmup_steps), 1.0)
         return grown * as_scalar(learning_rate(count) if callable(learning_rate) else learning_rate)
 
     return rate

@@ -49,7 +49,7 @@ def polyak_sgd(grads, p, lr, scaling=1.0, f_min=0.0, eps=0.0, variant="sps", val
     for g in grads:
         square = np.sum((scaling * g) ** 2) + eps
         gap = max(value - f_min, 0.0) if variant == "sps+" else value - f_min
-        p = p - (min(gap / square, lr) * scaling * g if square > 2.0**-23 else 0.0)
+        p = p - (min(gap / square, lr) * scaling * g if square > 2.0**-52 else 0.0)
         yield p
 
 
