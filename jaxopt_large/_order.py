@@ -13,6 +13,7 @@ from ._errors import message
 class Wrapper(enum.Enum):
     """Wrappers whose order matters; the value is the name that users know."""
 
+    EACH_STEP = "cautious, lookahead, ema_of_params, schedule_free, mechanic or decoupled"
     ACCUMULATE_DEFERRED = "accumulate"
     ACCUMULATE_SHARDED = "accumulate(mode='sharded')"
     APPLY = "apply"
@@ -40,7 +41,13 @@ _APART = "the rule is inside skip_nonfinite, where each device would decide by i
 _WHOLE = "the rule is inside stored, which would see whole leaves on every device"
 _TWICE = "the rule is inside another zero"
 
+_BY_STEPS = "accumulate is inside cautious, lookahead, ema_of_params, schedule_free, mechanic or decoupled"
+_MICRO = "these count and compare updates, which are 0 in all micro-steps but the last"
+_AROUND = "Write accumulate(cautious(rule), steps), and so for the others"
+
 ORDERS = (
+    Refused(_W.ACCUMULATE_DEFERRED, _W.EACH_STEP, _BY_STEPS, _AROUND, _MICRO),
+    Refused(_W.ACCUMULATE_SHARDED, _W.EACH_STEP, _BY_STEPS, _AROUND, _MICRO),
     Refused(
         _W.ACCUMULATE_DEFERRED,
         _W.ZERO,

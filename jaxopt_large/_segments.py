@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ class Segment:
             given[0], after[0] = stages[0].combine(given[0], kept[0], totals)
         keys = []
         for n, stage in enumerate(stages):
-            own, after[n] = _leaf_keys(stage, kept[n], after[n], len(updates))
+            own, after[n] = _leaf_keys(stage, kept[n], after[n], walk)
             keys.append(own)
         results = [
             self._step((a, at.leaf), original.dtype, tuple(given), tuple(ks), at.starts, g, p, f, m)
@@ -237,16 +238,22 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _leaf_keys(stage: Stage, kept: Any, after: Any, leaves: int) -> tuple[list[Any], Any]:
-    """What each leaf's step sees of the shared fields, a random key of its own; and the keys of the next."""
+def _leaf_keys(stage: Stage, kept: Any, after: Any, walk: Walk) -> tuple[list[Any], Any]:
+    """What each leaf's step sees of the shared fields, with a random key by its path; and the next fields."""
     names = [n for n in stage.of_all if _is_key(getattr(kept, n))]
     seen = as_seen(stage, kept)
     if not names:
-        return [seen] * leaves, after
+        return [seen] * len(walk.leaves), after
     # of a clone: whoever leaves a step out, or makes one again, uses the key of the state once more
-    fresh = {name: jax.random.clone(getattr(kept, name)) for name in names}
-    drawn = {name: jax.random.split(key, leaves + 1) for name, key in fresh.items()}
-    own = [seen._replace(**{name: keys[i + 1] for name, keys in drawn.items()}) for i in range(leaves)]
+    drawn = {name: jax.random.split(jax.random.clone(getattr(kept, name))) for name in names}
+    # not by number: the first leaves of two groups would draw the same
+    marks = [zlib.crc32(path.encode()) for path in leaf_paths(walk.updates)]
+    own = [
+        seen._replace(
+            **{name: jax.random.fold_in(jax.random.clone(keys[1]), mark) for name, keys in drawn.items()}
+        )
+        for mark in marks
+    ]
     # a key that `combine` has moved stays where it was put
     following = {name: keys[0] for name, keys in drawn.items() if getattr(after, name) is getattr(kept, name)}
     return own, after._replace(**following)

@@ -61,6 +61,8 @@ class Case:
             pytest.skip(
                 (self.unlike and f"optax's {self.name}: {self.unlike}") or f"optax has no {self.name}"
             )
+        if lacking := self.settings.keys() - inspect.signature(self.optax).parameters.keys():
+            pytest.skip(f"optax's {self.name} has no {', '.join(lacking)}")
         return self._made(self.optax, rate, more)
 
     def _made(self, make: Callable[..., Any], rate: Any, more: dict[str, Any]) -> Any:
@@ -140,6 +142,34 @@ VARIANTS = [
     case_of("rmsprop", "centered", centered=True),
     case_of("rmsprop", "momentum", momentum=0.9, nesterov=True, eps_in_sqrt=False, initial_scale=1.0),
     case_of("rmsprop", "corrected", bias_correction=True, decay=0.99, momentum=0.5),
+    case_of("adagrad", "eps outside", eps_in_sqrt=False),
+    case_of("nadam", "schedule", momentum_decay=0.004),
+    case_of("radam", "nesterov", nesterov=True, weight_decay=0.1),
+    case_of("radam", "default"),
+    case_of("amsgrad", "torch", corrected_last=True),
+    case_of("amsgrad", "paper", bias_correction_mu=False, bias_correction_nu=False),
+    case_of("adabelief", "nesterov", nesterov=True, weight_decay=0.1),
+    case_of("adopt", "plain", use_clipping=False, nesterov=True, weight_decay=0.1),
+    case_of("lars", "nesterov", nesterov=True, trust_coefficient=0.1),
+    case_of("optimistic_adam", "optimism", optimism=0.1),
+    case_of("polyak_sgd", "plus", variant="sps+", f_min=3.0, scaling=0.5),
+    case_of("dog", "distance", init_step=("distance", 0.1)),
+    case_of("dog", "learning rate", init_step=("learning_rate", 0.01)),
+    case_of("dowg", "begun", init_estim_sq_dist=0.1),
+    case_of("rprop", "others", eta_minus=0.7, eta_plus=1.1, min_step_size=0.005, max_step_size=0.05),
+    case_of(
+        "adafactor", "whole", factored=False, weight_decay_rate=0.01
+    ),
+    case_of(
+        "adafactor",
+        "unscaled",
+        multiply_by_parameter_scale=False,
+        clipping_threshold=0.5,
+        min_dim_size_to_factor=4,
+    ),
+    case_of("came", "unclipped", clipping_threshold=10.0),
+    case_of("prodigy", "safeguard", safeguard_warmup=True, estim_lr0=1.0, beta3=0.95),
+    case_of("sophia", "unclipped", clip_threshold=1e9, gamma=1.0),
 ]
 
 # one of each kind of state and of arithmetic; where a contract is slow, the others are marked `full`

@@ -8,8 +8,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from .._compat import make_mesh
-from .._paths import map_with_path, matches
-from .._types import Params, Rule, ScalarOrSchedule
+from .._types import Rule, ScalarOrSchedule
 from ..groups import freeze, partition
 from ..placement.offload import offload
 from ..placement.zero import zero
@@ -88,7 +87,8 @@ def mesh_of(placement: Placement) -> Mesh | AbstractMesh:
 def learning_rate(config: Config) -> Callable[[Any], Any]:
     """Steps taken -> learning rate of the last group that learns; 0 when none does."""
     groups = [g for g in config.optimizer.groups.values() if g.rule != "freeze"]
-    value = _argument(groups[-1].learning_rate, config.train.steps) if groups else 0.0
+    given = getattr(groups[-1], "learning_rate", None) if groups else None
+    value = 0.0 if given is None else _argument(given, config.train.steps)
     return value if callable(value) else lambda count: value
 
 
@@ -113,10 +113,7 @@ def _rule(settings: Any, steps: int) -> Rule:
 
 
 def _arguments(settings: Any, tag: str, steps: int) -> dict[str, Any]:
-    arguments = {name: _argument(x, steps) for name, x in settings if name != tag}
-    if arguments.get("mask") is not None:
-        arguments["mask"] = _mask(arguments["mask"])
-    return arguments
+    return {name: _argument(x, steps) for name, x in settings if name != tag}
 
 
 def _argument(value: Any, steps: int) -> Any:
@@ -131,10 +128,3 @@ def _argument(value: Any, steps: int) -> Any:
 
 def _then(schedule: Group) -> Callable[[int], Any]:
     return lambda steps: _argument(schedule, steps)
-
-
-def _mask(glob: str) -> Any:
-    def decays(params: Params) -> Any:
-        return map_with_path(lambda path, _: matches(glob, path), params)
-
-    return decays

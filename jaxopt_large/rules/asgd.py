@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._hyperparameters import Mask, NonNegative, Rate, checked
 from .._numerics import as_scalar, scalar_dtype, times
-from .._types import Params, Rule, Updates
+from .._types import Rule, Updates
 from ..leafwise import Stage, count, first_parameters, joined, lift
 from ._registry import rule
 from .learning_rate import checked_rate, scale_by_learning_rate
@@ -22,10 +22,14 @@ class ScaleByAsgdState(NamedTuple):
     count: Int[Array, ""]  # steps taken
     ax: Updates  # mean of the parameters, float32, shapes of the parameters
 
-    def evaluation_params(self, params: Params) -> Params:
-        """The mean."""
-        del params
+    def averaged_field(self) -> Updates:
+        """What `evaluation_params` reads."""
         return self.ax
+
+    def average(self, kept: Array, p: Array) -> Array:
+        """Of a parameter, given its array in that field."""
+        del p
+        return kept
 
 
 class _Shared(NamedTuple):

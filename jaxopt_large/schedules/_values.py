@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .._errors import SCHEDULED, check_hyperparameters
@@ -39,6 +40,9 @@ def standard(schedule: Schedule) -> Schedule:
     """A schedule that may mix dtypes, whatever the promotion setting around it is."""
 
     def value(count: Any) -> Any:
+        if jnp.issubdtype(getattr(count, "dtype", np.int32), jnp.unsignedinteger):  # differences would wrap
+            largest = jnp.iinfo(jnp.int32).max
+            count = jnp.minimum(jnp.asarray(count), largest).astype(jnp.int32)
         with jax.numpy_dtype_promotion("standard"):
             return schedule(count)
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import SCHEDULED, Problems, number_problem
-from .._hyperparameters import NonNegative, Positive, Rate, checked
+from .._errors import RATE, Problems, number_problem
+from .._hyperparameters import Natural, NonNegative, Positive, Rate, checked
 from .._numerics import like
 from .._types import ScalarOrSchedule, Schedule
 from ._values import between, ramp, since, steps_of, value_of
@@ -45,14 +45,14 @@ def join(schedules: Sequence[ScalarOrSchedule], boundaries: Sequence[int]) -> Sc
         found = value_of("join", schedules[0], count)
         for start, schedule in zip(boundaries, schedules[1:], strict=True):
             here = value_of("join", schedule, since(count, start))
-            found = jnp.where(steps_of(count) < start, found, here)
+            found = jnp.where(jnp.asarray(count) < start, found, here)
         return found
 
     return value
 
 
 @checked
-def warmup(schedule: Rate, steps: NonNegative, init_value: NonNegative = 0.0) -> Schedule:
+def warmup(schedule: Rate, steps: Natural, init_value: NonNegative = 0.0) -> Schedule:
     r"""A linear warm-up in front of any schedule, or of a number.
 
     $$\eta(t) = \eta_0 + (\eta'(0) - \eta_0)\, t/w \quad (t < w), \qquad
@@ -127,7 +127,7 @@ def _check_join(schedules: tuple[Any, ...], boundaries: tuple[Any, ...]) -> None
     kinds, values = Problems("join"), Problems("join")
     for n, schedule in enumerate(schedules):
         if not callable(schedule):
-            number_problem(f"schedules[{n}]", schedule, SCHEDULED, kinds, values)
+            number_problem(f"schedules[{n}]", schedule, RATE, kinds, values)
     for n, boundary in enumerate(boundaries):
         if isinstance(boundary, bool) or not hasattr(boundary, "__index__"):
             allowed = f"boundaries[{n}] must be a number of steps >= 0"

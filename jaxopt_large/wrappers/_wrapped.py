@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from .._errors import check_rule
+from .._order import Wrapper, inside
 from .._states import check_state, explained
 from .._types import AnyRule, Params, Rule, State, Updates, make_rule
 
@@ -29,7 +30,8 @@ def followed_by(
     wrapped = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> Any:
-        return kind(wrapped.init(params), stage.init(params))
+        with inside(Wrapper.EACH_STEP):
+            return kind(wrapped.init(params), stage.init(params))
 
     def update(
         updates: Updates, state: Any, params: Params | None = None, **extra: Any

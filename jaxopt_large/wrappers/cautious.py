@@ -51,7 +51,8 @@ def cautious(rule: Any, *, least: Positive = 1e-3) -> Rule:
     """
 
     def agrees(u: Array, g: Array) -> Array:
-        return ((u * g.conj()).real < 0).astype(u.real.dtype)
+        # of signs, whose product does not vanish
+        return ((jnp.sign(u) * jnp.sign(g).conj()).real < 0).astype(u.real.dtype)
 
     def measure(shared: Any, u: Array, g: Array, kept: Any) -> Array:
         del shared, kept

@@ -66,7 +66,7 @@ def decoupled(
     def step(size: Array, u: Array, p: Array, kept: Any) -> tuple[Array, Any]:
         decay = times(like(size, u), p)
         if cautious:
-            decay = jnp.where((u * p.conj()).real < 0, decay, jnp.zeros((), p.dtype))
+            decay = jnp.where((jnp.sign(u) * jnp.sign(p).conj()).real < 0, decay, jnp.zeros((), p.dtype))
         return u - decay, kept
 
     is_scheduled = callable(weight_decay) or callable(learning_rate)

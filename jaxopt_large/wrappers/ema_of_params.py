@@ -2,13 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, StateDtype, checked
-from .._numerics import accumulation_dtype, as_decay, bias_correction, ema, over, safe_increment
-from .._types import Params, Rule, State, Updates
+from .._numerics import as_decay, bias_correction, ema, over, safe_increment
+from .._types import Rule, State, Updates
 from ..leafwise import Stage, count, lift, shared, zeros
 from ._wrapped import followed_by
 
@@ -22,16 +21,15 @@ class MeanState(NamedTuple):
     correction: Array  # 1 - decay ** count
     ema: Updates  # mean of the parameters after each step, not corrected; shapes of the parameters
 
-    def evaluation_params(self, params: Params) -> Params:
-        """The mean, corrected; the parameters themselves before the first step."""
+    def averaged_field(self) -> Updates:
+        """What `evaluation_params` reads."""
+        return self.ema
+
+    def average(self, kept: Array, p: Array) -> Array:
+        """Of a parameter, given its array in that field; before the first step, the parameter."""
         begun = self.count > 0
-
-        def corrected(mean: Array, p: Array) -> Array:
-            dtype = accumulation_dtype(p.dtype)
-            divisor = jnp.where(begun, self.correction, 1.0).astype(jnp.zeros((), dtype).real.dtype)
-            return jnp.where(begun, over(mean.astype(dtype), divisor), p.astype(dtype))
-
-        return jax.tree.map(corrected, self.ema, params)
+        divisor = jnp.where(begun, self.correction, 1.0).astype(p.real.dtype)
+        return jnp.where(begun, over(kept, divisor), p)
 
 
 class EmaOfParamsState(NamedTuple):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 from .._errors import Range
 from .._hyperparameters import Count, checked
 from .._numerics import like, safe_increment, times
-from .._types import Params, Rule, State, Updates
+from .._types import Rule, State, Updates
 from ..leafwise import Stage, count, first_parameters, lift
 from ._wrapped import followed_by
 
@@ -23,10 +23,14 @@ class SlowState(NamedTuple):
     count: Int[Array, ""]  # steps taken
     slow: Updates  # float32, shapes of the parameters
 
-    def evaluation_params(self, params: Params) -> Params:
-        """The slow parameters."""
-        del params
+    def averaged_field(self) -> Updates:
+        """What `evaluation_params` reads."""
         return self.slow
+
+    def average(self, kept: Array, p: Array) -> Array:
+        """Of a parameter, given its array in that field."""
+        del p
+        return kept
 
 
 class LookaheadState(NamedTuple):

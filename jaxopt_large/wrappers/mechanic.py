@@ -10,14 +10,20 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._axes import sum_over_shards
-from .._errors import check_rule
+from .._errors import Problems, check_rule, message
+from .._global_norm import global_norm
 from .._hyperparameters import Count, NonNegative, Positive, checked
-from .._numerics import accumulation_dtype, as_scalar, safe_increment, scalar_dtype, times
+from .._numerics import accumulation_dtype, as_scalar, bounded, safe_increment, scalar_dtype, times
+from .._order import Wrapper, inside
+from .._paths import leaf_paths
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import first_parameters
 
 __all__ = ["mechanic"]
+
+_TERMS = 2**20  # largest products of which a sum is finite
+_MOST = 1e18  # of a bet, whose square is finite
 
 Bettors = tuple[Float[Array, ""], ...]  # a number for each decay
 
@@ -68,7 +74,7 @@ def mechanic(
 
     Raises:
       TypeError: rule is not a rule.
-      ValueError: a value is out of range.
+      ValueError: a value is out of range; from `init`, when a parameter is of low precision.
 
     Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144, algorithm 1; names as in optax's `mechanize`.
 
@@ -89,8 +95,11 @@ def mechanic(
             return tuple(jnp.full((), value, scalar_dtype()) for _ in betas)
 
         count = jnp.zeros((), jnp.int32)
+        _refuse_low_precision(params)
         x0 = first_parameters().begin("mechanic", params)
-        return MechanicState(wrapped.init(params), count, each(0.0), each(0.0), each(0.0), each(s_init), x0)
+        with inside(Wrapper.EACH_STEP):
+            inner = wrapped.init(params)
+        return MechanicState(inner, count, each(0.0), each(0.0), each(0.0), each(s_init), x0)
 
     def bets(state: MechanicState, h: Array) -> dict[str, Bettors]:
         new: dict[str, list[Array]] = {"r": [], "m": [], "v": [], "s": []}
@@ -107,17 +116,27 @@ def mechanic(
         updates: Updates, state: MechanicState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, MechanicState]:
         check_state("mechanic", MechanicState, state)
+        if params is None:
+            do = "Call update(grads, state, params)"
+            raise ValueError(message("mechanic", "params are needed, got None", do=do))
         with explained("mechanic", wrapped.init, state.base_optimizer_state, updates, params):
             made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
         scale = _total(state.s)
         p, g, u = (jax.tree.map(_wide, tree) for tree in (params, updates, made))
+        g = jax.tree.map(lambda x: bounded(x, _TERMS), g)
         delta = jax.tree.map(
             lambda x, x0: times((1.0 / (scale + eps)).astype(x.real.dtype), x - x0), p, state.x0
         )
-        squares = _sums(g, g), _sums(p, p)
-        decay = weight_decay * scale * jnp.sqrt(squares[0]) / (jnp.sqrt(squares[1]) + eps)
+        norms = [global_norm(tree).astype(scalar_dtype()) for tree in (g, p)]
+        decay = weight_decay * scale * norms[0] / (norms[1] + eps)
         h = -(_sums(g, delta) + decay * _sums(p, delta))
-        new = bets(state, h)
+        # a step that a guard inside leaves out is no bet
+        new = {
+            name: tuple(
+                jnp.where(jnp.isfinite(h), x, old) for x, old in zip(xs, getattr(state, name), strict=True)
+            )
+            for name, xs in bets(state, jnp.clip(h, -_MOST, _MOST)).items()
+        }
         total = _total(new["s"])
 
         def moved(x: Array, x0: Array, d: Array, u: Array) -> Array:
@@ -128,6 +147,16 @@ def mechanic(
         return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, **new)
 
     return make_rule(init, update)
+
+
+def _refuse_low_precision(params: Params) -> None:
+    """The sum of all updates is read off the parameters: what they round away is lost."""
+    problems = Problems("mechanic")
+    for path, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if jnp.finfo(x.dtype).bits < 32:
+            do = "Write stored(mechanic(rule), params=rounded()) or params=split()"
+            problems.add(f"the parameter is {x.dtype}, which rounds small changes away", at=path, do=do)
+    problems.raise_if_any()
 
 
 def _total(numbers: Bettors) -> Float[Array, ""]:

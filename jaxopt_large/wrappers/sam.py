@@ -78,8 +78,8 @@ def sam(rule: Any, rho: Positive = 0.05, *, adaptive: bool = False) -> Rule:
         if reduction_axes():
             wrong = "the rule is inside zero(axis_name=...), where parameters are divided"
             raise ValueError(message("sam", wrong, do="Write sam(zero(rule, axis_name=...))"))
-        worst = _ascended(updates, params, rho, adaptive)
         with explained("sam", wrapped.init, state.inner, updates, params):
+            worst = _ascended(updates, params, rho, adaptive)
             made, inner = wrapped.update(grad_fn(worst), state.inner, params, **extra)
         return made, SAMState(inner)
 

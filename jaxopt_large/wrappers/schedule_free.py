@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from .._errors import check_rule
 from .._hyperparameters import Decay, NonNegative, Rate, StateDtype, checked
 from .._numerics import accumulation_dtype, as_scalar, divide, like, safe_increment, scalar_dtype, times
+from .._order import Wrapper, inside
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import Stage, first_parameters, joined, lift
@@ -30,9 +31,16 @@ class ScheduleFreeState(NamedTuple):
     base_optimizer_state: State  # the wrapped rule's
     z: Updates  # parameters that the rule moves, float32
 
-    def evaluation_params(self, params: Params) -> Params:
-        """The averages."""
-        return schedule_free_eval_params(self, params)
+    def averaged_field(self) -> Updates:
+        """What `evaluation_params` reads."""
+        return self.z
+
+    def average(self, kept: Array, p: Array) -> Array:
+        """Of a parameter, given its array in that field."""
+        b1 = like(self.b1, p)
+        safe = jnp.where(b1 == 0, jnp.ones((), b1.dtype), b1)
+        # from z, of which y and x differ little: less is lost than in a quotient of large numbers
+        return jnp.where(b1 == 0, kept, kept + times(1.0 / safe, p - kept))
 
 
 class _ZState(NamedTuple):
@@ -109,7 +117,9 @@ def schedule_free(
         begun: Any = own.init(params)
         zero = jnp.zeros((), scalar_dtype())
         first = jnp.ones((), jnp.int32)
-        return ScheduleFreeState(as_scalar(b1), zero, first, zero.copy(), wrapped.init(params), begun.z)
+        with inside(Wrapper.EACH_STEP):
+            wrapped_state = wrapped.init(params)
+        return ScheduleFreeState(as_scalar(b1), zero, first, zero.copy(), wrapped_state, begun.z)
 
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
@@ -144,11 +154,7 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Param
 
     def average(y: Array, z: Array) -> Array:
         dtype = accumulation_dtype(y.dtype)
-        b1 = like(state.b1, jnp.zeros((), dtype))
-        y, z = y.astype(dtype), z.astype(dtype)
-        safe = jnp.where(b1 == 0, jnp.ones((), b1.dtype), b1)
-        # from z, of which y and x differ little: less is lost than in a quotient of large numbers
-        return jnp.where(b1 == 0, z, z + times(1.0 / safe, y - z))
+        return ScheduleFreeState.average(state, z.astype(dtype), y.astype(dtype))
 
     return jax.tree.map(average, params, state.z)
 

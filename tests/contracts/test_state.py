@@ -1,5 +1,7 @@
 """State: fixed by init, donated from the first step, the same in a loop, a scan and a chain."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -167,3 +169,31 @@ def test_states_use_the_field_names_of_optax():
     assert jl.adagrad(1e-3).init(params)[0]._fields == ("sum_of_squares",)
     assert jl.rmsprop(1e-3).init(params)[0].nu is not None
     assert optax.tree_utils.tree_get(jl.lion(1e-3).init(params), "mu") is not None
+
+
+@every_rule
+def test_nothing_breaks_at_the_largest_count(case):
+    """Counters stay at the largest int32: what is computed from the next step must not wrap."""
+    params = jnp.ones((4, 6))
+    rule = case.rule()
+    state = jax.tree.map(
+        lambda x: jnp.full_like(x, 2**31 - 1) if x.dtype == jnp.int32 else x, rule.init(params)
+    )
+    for seed in range(2):
+        updates, state = rule.update(like(params, seed), state, params)
+        assert bool(jnp.all(jnp.isfinite(updates)))
+        assert float(jnp.max(jnp.abs(updates))) < 1e3
+    if case.notes.isdisjoint({"all leaves"}) and case.name not in ("adadelta", "adopt"):
+        assert float(jnp.max(jnp.abs(updates))) > 1e-6
+
+
+def test_no_rule_starts_a_backend_when_it_is_made():
+    """Processes are connected, and devices chosen, after rules are."""
+    code = (
+        "import jaxopt_large as jl\nfrom jaxopt_large.rules import RULES\nfrom jax._src import xla_bridge\n"
+        "made = [make(0.1) for make in RULES.values()]\n"
+        "made += [jl.cautious(made[0]), jl.lookahead(made[0]), jl.ema_of_params(made[0]), jl.mechanic(made[0]), "
+        "jl.schedule_free_adamw(), jl.decoupled(made[0], 0.1), jl.sam(made[0])]\n"
+        "assert not xla_bridge._backends, list(xla_bridge._backends)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -23,12 +23,12 @@ def sgd(grads, p, lr, momentum=0.0, nesterov=False):
 
 
 @tried(rate=0.1)
-def adagrad(grads, p, lr, initial_accumulator_value=0.1, eps=1e-7):
+def adagrad(grads, p, lr, initial_accumulator_value=0.1, eps=1e-7, eps_in_sqrt=True):
     """Duchi et al. 2011, diagonal; optax's place for eps."""
     s = np.full_like(p, initial_accumulator_value)
     for g in grads:
         s = s + g * g
-        p = p - lr * g / np.sqrt(s + eps)
+        p = p - lr * g / (np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps)
         yield p
 
 
