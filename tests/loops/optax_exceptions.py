@@ -14,7 +14,7 @@ EXCEPTIONS = {
     r"can_be_wrapped_in_inject_hyperparams-(adopt|cocob|madgrad|schedule_free_adamw)-": NO_LINK,
     r"can_be_wrapped_in_inject_hyperparams-(muon|galore)": "a leaf of three dimensions needs a role",
     r"can_be_wrapped_in_inject_hyperparams-sophia": "`update_interval` is a whole number when the rule is made",
-    r"^_common_test-.*-(muon|galore)-None-None(-True|-False|-bfloat16|-float32|-_setup_parabola-.*|-_setup_rosenbrock-.*)$": NO_MATRIX,
+    r"^_common_test-.*-(muon|galore)-None-None(-True|-False|-b?float\d+|-_setup_(parabola|rosenbrock)-.*)?$": NO_MATRIX,
     r"test_lion_invalid_mode_raises": "an unknown mode is refused when the rule is made, not in its update",
     r"^lookahead_test": "the slow parameters are kept in the state: the loop has the fast ones alone",
     r"^_sam_test": "sam takes a distance and a function for the gradient, no second rule",
@@ -23,6 +23,7 @@ EXCEPTIONS = {
     r"^_mechanic_test": "mechanic keeps a scalar for each decay, not a vector of them",
     r"^_muon_test-test_(callable_weight|reshape_and|reshape_update|dim_nums)": "`roles` say how leaves are read, not dimension numbers",
     r"^_freezing_test-test_bad_structure_raises": "the message names the leaf that the mask lacks",
+    r"^_freezing_test-test_selective_bad_structure": "fails for optax's own too: the words are those of an older JAX",
     r"^_adding_test-test_none_argument": "the state has to be one that the rule has made",
     r"^_state_utils_test-test_tree_(get|set)$": "the state of `add_noise` is a class of ours",
 }

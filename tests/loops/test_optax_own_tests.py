@@ -14,6 +14,7 @@ import optax.contrib
 import pytest
 
 import jaxopt_large as jl
+from jaxopt_large._hyperparameters import Rate
 
 from .optax_exceptions import EXCEPTIONS, is_full
 
@@ -75,6 +76,7 @@ SHARED = {
     for ours in [UNDER_OTHER_NAMES.get(name) or (getattr(jl, name) if name in dir(jl) else theirs)]
     if ours is not theirs
 }
+SHARED["ScalarOrSchedule"] = optax.ScalarOrSchedule, Rate  # by which they find what takes a schedule
 
 
 def is_optax(module):
@@ -131,7 +133,11 @@ def cases():
         with contextlib.suppress(ModuleNotFoundError):  # of what some of them need
             loaded = load(module)
             for klass in vars(loaded).values():
-                if hasattr(klass, "debug") and klass.__module__ == loaded.__name__:
+                if (
+                    isinstance(klass, type)
+                    and hasattr(klass, "debug")
+                    and klass.__module__ == loaded.__name__
+                ):
                     yield from cases_of(module, klass)
 
 
