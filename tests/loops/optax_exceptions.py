@@ -28,10 +28,8 @@ EXCEPTIONS = {
     r"^_state_utils_test-test_tree_(get|set)$": "the state of `add_noise` is a class of ours",
 }
 # 10,000 steps and more, or a compilation for each rule and dtype
-_SLOW = (
-    "test_optimization|test_optimizers-|stability|accept_|gradient_accumulation|sharding_type|preserve_dtype"
-)
-_SLOW += "|mixed_precision|muon_orthogonalization_modes|complex_mixed"
+_SLOW = "test_optimization|test_optimizers-|stability|accept_|gradient_accumulation|sharding_type"
+_SLOW += "|preserve_dtype|mixed_precision|muon_orthogonalization_modes|complex_mixed"
 _REPRESENTATIVES = (
     r"^alias_test-test_optimization-(adamw|rmsprop)-_setup_parabola-float32",
     r"^alias_test-.*(stability|accumulation|preserve_dtype)-(adamw|lamb|noisy_sgd)-(bfloat16|complex64)",

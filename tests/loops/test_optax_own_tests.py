@@ -90,12 +90,15 @@ def ours_of(module):
 
 def load(name):
     """A test module of optax in which ours stand wherever it names one of optax's."""
-    module = importlib.util.module_from_spec(importlib.util.find_spec(f"optax.{name}"))
+    spec = importlib.util.find_spec(f"optax.{name}")
+    if spec is None:
+        raise ModuleNotFoundError(name)
+    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:  # tables of cases hold some from the start
         for home in [m for m in sys.modules.values() if is_optax(m)]:
             for n, ours in ours_of(home).items():
                 patch.setattr(home, n, ours)
-        module.__spec__.loader.exec_module(module)
+        spec.loader.exec_module(module)
     for n, value in list(vars(module).items()):
         if is_optax(value):
             setattr(module, n, types.SimpleNamespace(**{**vars(value), **ours_of(value)}))
@@ -135,17 +138,17 @@ def cases():
             for klass in vars(loaded).values():
                 if (
                     isinstance(klass, type)
-                    and hasattr(klass, "debug")
                     and klass.__module__ == loaded.__name__
+                    and hasattr(klass, "debug")
                 ):
-                    yield from cases_of(module, klass)
+                    yield from cases_of(module.split(".")[-1], klass)
 
 
 def cases_of(module, klass):
     for name in filter(re.compile("test").match, dir(klass)):
         test, given = settings(getattr(klass, name))
         if concerns_us(test, given):
-            words = [module.split(".")[-1], name.rstrip("0123456789"), *map(word, given.values())]
+            words = [module, name.rstrip("0123456789"), *map(word, given.values())]
             label = "-".join(filter(None, words))
             marks = [
                 pytest.mark.skip(reason=why) for rule, why in EXCEPTIONS.items() if re.search(rule, label)
