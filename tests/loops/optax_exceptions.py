@@ -29,17 +29,18 @@ EXCEPTIONS = {
 }
 # 10,000 steps and more, or a compilation for each rule and dtype
 _SLOW = "test_optimization|test_optimizers-|stability|accept_|gradient_accumulation|sharding_type"
-_SLOW += "|preserve_dtype|mixed_precision|muon_orthogonalization_modes|complex_mixed"
+_SLOW += "|preserve_dtype|inject_hyperparams-|mixed_precision|muon_orthogonalization_modes|complex_mixed"
 _REPRESENTATIVES = (
     r"^alias_test-test_optimization-(adamw|rmsprop)-_setup_parabola-float32",
     r"^alias_test-.*(stability|accumulation|preserve_dtype)-(adamw|lamb|noisy_sgd)-(bfloat16|complex64)",
+    r"inject_hyperparams-(adafactor|adamw|lamb|lars|noisy_sgd|polyak_sgd|rprop|sm3|cocob|dog|prodigy|sgd)",
     r"^alias_test-.*accept_extra_args-(adamw|polyak_sgd)",
     r"^_schedule_test-test_optimization-(adamw|rprop)",
     r"^_common_test-test_optimizers-(muon|prodigy|sophia|schedule_free_adamw)-.*_setup_mixed",
     r"^_common_test-test_optimizers-sgd-(mechanize|schedule_free)-.*_setup_mixed",
     r"^_common_test-test_optimizers_accept_extra_args-(adopt|dog|sophia)-",
     r"^_common_test-.*(preserve_dtype|accumulation)-(cocob|prodigy|sophia)-.*bfloat16",
-    r"^sharding_test-.*sharding_type_.*_(adafactor2|adamw|novograd)",
+    r"^sharding_test-.*sharding_type_.*_(adafactor|adamw|novograd|sm)$",
     r"^_muon_test-.*(standard_wide|True-True)",
 )
 
