@@ -29,7 +29,7 @@ EXCEPTIONS = {
 }
 # 10,000 steps and more, or a compilation for each rule and dtype
 _SLOW = "test_optimization|test_optimizers-|stability|accept_|gradient_accumulation|sharding_type"
-_SLOW += "|preserve_dtype|inject_hyperparams-|mixed_precision|muon_orthogonalization_modes|complex_mixed"
+_SLOW += "|preserve_dtype|inject_hyperparams-|mixed_precision|muon_orthogonalization_modes|complex_mixed|mixed_dtype|clip_by_global"
 _REPRESENTATIVES = (
     r"^alias_test-test_optimization-(adamw|rmsprop)-_setup_parabola-float32",
     r"^alias_test-.*(stability|accumulation|preserve_dtype)-(adamw|lamb|noisy_sgd)-(bfloat16|complex64)",
@@ -41,6 +41,7 @@ _REPRESENTATIVES = (
     r"^_common_test-test_optimizers_accept_extra_args-(adopt|dog|sophia)-",
     r"^_common_test-.*(preserve_dtype|accumulation)-(cocob|prodigy|sophia)-.*bfloat16",
     r"^sharding_test-.*sharding_type_.*_(adafactor|adamw|novograd|sm)$",
+    r"^float64_test-.*-(adamw|add_noise|clip_by_global_norm|lamb)$",
     r"^_muon_test-.*(standard_wide|True-True)",
 )
 
