@@ -98,6 +98,12 @@ def explicit_sharding(x: Any) -> Any:
     return sharding if AxisType.Explicit in axes else None
 
 
+def typed_as(x: Any, like: Any) -> Any:
+    """`x` divided as `like` is, where its mesh has Explicit axes: the two types are then alike."""
+    sharding = explicit_sharding(like)
+    return x if sharding is None or jax.typeof(x).sharding == sharding else reshard(x, sharding)
+
+
 def all_gather_invariant(x: Any, axis_name: str, *, axis: int) -> Any:
     """All shares joined along `axis`; typed as equal on all devices where `shard_map` keeps types."""
     if hasattr(jax.lax, "all_gather_invariant"):

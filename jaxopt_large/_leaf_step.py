@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._compat import typed_as
 from ._numerics import is_complex, real_dtype, widest
 from ._parts import part_of
 from ._stage import LeafStep, Needs, Stage
@@ -90,7 +91,10 @@ def leaf_step(
             update, new = stage.step(*args, *measured, **place.told(n))
         new_fields.append(
             {
-                name: jax.tree.map(lambda x, old: rounded(x, old.dtype), getattr(new, name), old)
+                # statistics of a divided leaf are whole in the state, and stay so
+                name: jax.tree.map(
+                    lambda x, old: typed_as(rounded(x, old.dtype), old), getattr(new, name), old
+                )
                 for name, old in fields[n].items()
             }
         )

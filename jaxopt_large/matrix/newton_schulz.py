@@ -48,11 +48,21 @@ _POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 
+_DION = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
 COEFFICIENTS = {
     # Jordan 2024: singular values from 1e-3 on end between 0.47 and 1.20
     "keller": Coefficients(((3.4445, -4.7750, 2.0315),)),
     # Amsel et al. 2025, arXiv:2505.16932: between 0.86 and 1.14
     "polar_express": Coefficients(_POLAR_EXPRESS, 1.02),
+    # as in optax, and in the program of Dion's authors: between 0.47 and 1.15, and near 1 from 1e-2 on
+    "dion": Coefficients(_DION),
 }
 
 

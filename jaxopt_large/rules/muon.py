@@ -111,7 +111,7 @@ def muon(
     Args:
       learning_rate: $\eta$, a number >= 0, an array of shape (), or a schedule.
       ns_coeffs: $a$, $b$, $c$; or those of each iteration; or a name: "keller", whose singular values end in
-        [0.47, 1.20], "polar_express" in [0.86, 1.14].
+        [0.47, 1.20], "polar_express" in [0.86, 1.14], "dion" in [0.47, 1.15] but nearer to 1.
       ns_steps: $K$, iterations; the last of fewer coefficients is repeated.
       beta: $\beta$ in [0, 1).
       eps: $\epsilon \ge 0$.
