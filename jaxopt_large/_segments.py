@@ -245,7 +245,7 @@ def _leaf_keys(stage: Stage, kept: Any, after: Any, walk: Walk) -> tuple[list[An
     if not names:
         return [seen] * len(walk.leaves), after
     # of a clone: whoever leaves a step out, or makes one again, uses the key of the state once more
-    drawn = {name: jax.random.split(jax.random.clone(getattr(kept, name))) for name in names}
+    drawn = {name: tuple(jax.random.split(jax.random.clone(getattr(kept, name)))) for name in names}
     # not by number: the first leaves of two groups would draw the same
     marks = [zlib.crc32(path.encode()) for path in leaf_paths(walk.updates)]
     own = [

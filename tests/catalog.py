@@ -157,9 +157,7 @@ VARIANTS = [
     case_of("dog", "learning rate", init_step=("learning_rate", 0.01)),
     case_of("dowg", "begun", init_estim_sq_dist=0.1),
     case_of("rprop", "others", eta_minus=0.7, eta_plus=1.1, min_step_size=0.005, max_step_size=0.05),
-    case_of(
-        "adafactor", "whole", factored=False, weight_decay_rate=0.01
-    ),
+    case_of("adafactor", "whole", factored=False, weight_decay_rate=0.01),
     case_of(
         "adafactor",
         "unscaled",

@@ -10,7 +10,6 @@ from .._hyperparameters import (
     Decay,
     LeafAxes,
     Mask,
-    Natural,
     NonNegative,
     Positive,
     Rate,
@@ -55,7 +54,7 @@ class FactoredState(NamedTuple):
 def scale_by_factored_rms(
     factored: bool = True,
     decay_rate: NonNegative = 0.8,
-    step_offset: Natural = 0,
+    step_offset: NonNegative = 0,
     min_dim_size_to_factor: Count = 128,
     epsilon: NonNegative = 1e-30,
     *,
@@ -69,7 +68,7 @@ def scale_by_factored_rms(
     ways = Factoring("adafactor", axes if factored else {"*": ()}, min_dim_size_to_factor)
 
     def decay(kept: FactoredState) -> Array:
-        n = jnp.maximum(safe_increment(kept.count) - step_offset, 1).astype(scalar_dtype())
+        n = jnp.maximum(safe_increment(kept.count).astype(scalar_dtype()) - as_scalar(step_offset), 1.0)
         return 1.0 - jnp.exp(-as_scalar(decay_rate) * jnp.log(n))
 
     def squares(g: Array) -> Array:
@@ -139,7 +138,7 @@ def adafactor(
     learning_rate: Rate | None = None,
     min_dim_size_to_factor: Count = 128,
     decay_rate: NonNegative = 0.8,
-    decay_offset: Natural = 0,
+    decay_offset: NonNegative = 0,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: Positive | None = 1.0,
     momentum: Decay | None = None,

@@ -103,8 +103,8 @@ def lars(
 
     >>> rule, params = jl.lars(1.0, trust_coefficient=0.5), jnp.array([3.0, 4.0])
     >>> updates, _ = rule.update(jnp.array([0.0, 100.0]), rule.init(params), params)
-    >>> updates.tolist()
-    [-0.0, -2.5]
+    >>> (updates + 0.0).tolist()
+    [0.0, -2.5]
     """
     decay = add_decayed_weights(weight_decay, weight_decay_mask)
     scaled = scale_by_trust_ratio(0.0, trust_coefficient, eps, trust_ratio_mask)

@@ -20,7 +20,7 @@ from ..peers import PEERS, Peer, extras
 P = PartitionSpec
 # XLA:CPU fuses their per-step scalars into the loops of leaves or not, as shapes suit it; `came` of a leaf of
 # one element divides by the difference of nearly equal numbers
-_ROUNDING = {"came": 1e-5, **dict.fromkeys(("adamax", "adamaxw", "adan", "laprop"), 1e-6)}
+_ROUNDING = {"came": 1e-5, "cocob": 1e-5, **dict.fromkeys(("adamax", "adamaxw", "adan", "laprop"), 1e-6)}
 OURS = [
     Peer(f"jl.{case}", case.rule, rounding=_ROUNDING.get(case.name, 0.0 if case.elementwise else 1e-6))
     for case in RULES
@@ -175,6 +175,10 @@ def _is_divided(state):
 
 @in_turn("peer", ANY, "way", ["shard_map", "shard_map typed", "pmap"])
 def test_inside_a_mapped_axis(peer, way, mesh8):
+    if peer.name == "jl.sophia":  # its estimates are gradients of whole parameters
+        with pytest.raises(ValueError, match=r"hutchinson_diagonal: the rule is inside zero\(axis_name"):
+            _run_mapped(peer, way, mesh8)
+        return
     if not peer.elementwise:
         with pytest.raises(
             ReductionError, match="inside a mapped axis optax's rules must work element by element"

@@ -102,7 +102,8 @@ def test_every_rule_decays_what_its_mask_says(make, decay, mask):
     params = {"in": jnp.ones((4, 6)), "out": jnp.ones((4, 6))}
     zero, extra = jax.tree.map(jnp.zeros_like, params), {"obj_fn": lambda p: jnp.float32(0.0)}
     for given in ("in", {"in": True, "out": False}, lambda p: {"in": True, "out": False}):
-        rule = make(0.1, **{decay: 0.5, mask: given})
+        own = {"lambd": 0.0} if make is jl.asgd else {}  # a decay of its own
+        rule = make(0.1, **{decay: 0.5, mask: given}, **own)
         state, moved = rule.init(params), params
         for _ in range(2):
             updates, state = rule.update(zero, state, moved, **extra)

@@ -193,7 +193,7 @@ def test_what_differs_between_two_configurations():
         "seed: 0 -> 3",
         "model.hidden: [8] -> [8, 9]",
         "optimizer.groups.*.learning_rate: 0.05 -> "
-        "{schedule: warmup_stable_decay, peak: 0.05, warmup: 1, decay: 0, end: 0.0}",
+        "{schedule: warmup_stable_decay, peak: 0.05, warmup: 1, decay: 0, end: 0.0, shape: linear}",
         "placement.zero: data -> not set",
     ]
     assert changes({"a": True, "b": 1, "c": {}}, {"a": 1, "b": 1.0, "d": None}) == [
