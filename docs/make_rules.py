@@ -4,11 +4,13 @@ python docs/make_rules.py > docs/RULES.md
 """
 
 import inspect
+import re
 import runpy
 from pathlib import Path
 
 import jaxopt_large as jl
 from jaxopt_large.rules import RULES
+from jaxopt_large.wrappers.every import WRAPPERS
 
 _HEAD = """# Rules
 
@@ -17,6 +19,12 @@ arguments and without `jl.stored`; fields that are like the parameters come firs
 
 | rule | what it is | state | bytes | source | differs |
 |---|---|---|---|---|---|"""
+
+_WRAPPERS = """
+## Around any rule
+
+| wrapper | what it does | source |
+|---|---|---|"""
 
 _TORCH = """
 ## torch.optim
@@ -41,7 +49,17 @@ def page() -> str:
         f"| `{name}` | {f'`{row.here}`' if row.here else '-'} | {row.differs or '-'} |"
         for name, row in by_class().items()
     ]
-    return "\n".join([_HEAD, *rows, _TORCH, *torch, "", "## Arguments", "", *signatures, ""])
+    wrappers = [_wrapper(name, make) for name, make in {**WRAPPERS, "sam": jl.sam}.items()]
+    return "\n".join(
+        [_HEAD, *rows, _WRAPPERS, *wrappers, _TORCH, *torch, "", "## Arguments", "", *signatures, ""]
+    )
+
+
+def _wrapper(name, make):
+    text = " ".join((make.__doc__ or "").split())
+    source = re.search(r"Source: (.*?)\.(?= >>>|$)", text)
+    summary = re.split(r"[.:] ", text)[0].rstrip(".")
+    return f"| `{name}{_signature(make)}` | {summary} | {source.group(1) if source else '-'} |"
 
 
 def _signature(make) -> str:

@@ -7,9 +7,10 @@ import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from .._hyperparameters import RULE, domain_of, domains
+from .._hyperparameters import FLOATING, RULE, domain_of, domains
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
@@ -71,6 +72,8 @@ _NUMBER_OR_SCHEDULE = Annotated[
 def _field(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, Any]:
     """The type and default of one argument of a rule, as a configuration has them."""
     domain, default = domain_of(annotation), _default(parameter)
+    if domain is FLOATING and default is not None and not isinstance(default, str | type(...)):
+        default = np.dtype(default).name  # as a file has it
     if getattr(domain, "schedule", False):
         return (_NUMBER_OR_SCHEDULE, default)
     if domain is None:  # flags

@@ -52,7 +52,7 @@ def lookahead(rule: Any, sync_period: Count = 5, slow_step_size: Annotated[Any, 
     `lookahead` has both in the loop.) `evaluation_params(state, params)` has the slow ones.
 
     Args:
-      rule: any rule, which moves the fast parameters.
+      rule: any rule, which moves the fast parameters. `zero(lookahead(rule), ...)` divides the slow ones too.
       sync_period: $k \ge 1$.
       slow_step_size: $\alpha$ in (0, 1].
 

@@ -63,7 +63,7 @@ def mechanic(
     1, or a schedule whose largest value is.
 
     Args:
-      rule: any rule.
+      rule: any rule. `zero(mechanic(rule), ...)` divides the first parameters too.
       weight_decay: $\lambda \ge 0$.
       eps: $\epsilon > 0$.
       s_init: $s_0 > 0$, the first scale.

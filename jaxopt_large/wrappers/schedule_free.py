@@ -73,7 +73,8 @@ def schedule_free(
     authors' program, and `schedule_free_eval_params(state, params)` finds it.
 
     Args:
-      rule: any rule, with `learning_rate` inside, and without momentum.
+      rule: any rule, with `learning_rate` inside, and without momentum. `zero(schedule_free(rule, ...), ...)`
+        divides $z$ too.
       learning_rate: $\eta$, the rule's: a number >= 0, or a schedule, such as a warm-up. It is called with
         the number of steps taken before.
       b1: $b_1$ in [0, 1), in the place of momentum.
