@@ -13,7 +13,7 @@ check() { # name, python, requirements...
     touch "$venv/.done"
   fi
   "$venv/bin/python" -c 'import jax, sys; print("JAX", jax.__version__, "Python", sys.version.split()[0])'
-  "$venv/bin/python" -m pytest -m compat -n "${WORKERS:-2}" tests
+  "$venv/bin/python" -m pytest -m "compat and not full" -n "${WORKERS:-2}" tests
 }
 
 find_python() { # the first 3.12 that starts

@@ -46,7 +46,7 @@ def ema_of_params(rule: Any, decay: Decay = 0.999, *, dtype: StateDtype = None) 
     `evaluation_params(state, params)` has $\bar\theta_t / (1 - d^t)$. The rule's updates are as they were.
 
     Args:
-      rule: any rule. `zero(ema_of_params(rule), ...)` divides the mean too; outside of `zero` it would be whole
+      rule: any rule. `zero(ema_of_params(rule), ...)` divides the mean too; outside of `zero` it is whole
         on every device.
       decay: $d$ in [0, 1).
       dtype: floating dtype of the mean; by default float32 (float64 for float64), whatever the parameters':
