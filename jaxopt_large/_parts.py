@@ -1,4 +1,4 @@
-"""What a step may know of the leaf that it has a part of: how large it is, and sums along its axes.
+"""What a step may know of the whole leaf of which it has a share: its size, and sums along its axes.
 
 Inside a mapped axis a device may have a share of each leaf. A stage that needs "axes" is written as for whole
 leaves, with the functions below in the place of `x.size`, `jnp.sum` and broadcasting.
@@ -6,9 +6,9 @@ leaves, with the functions below in the place of `x.size`, `jnp.sum` and broadca
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -43,24 +43,12 @@ def shape_of(x: Array) -> tuple[int, ...]:
 
 
 def sum_along(x: Array, axes: Sequence[int]) -> Array:
-    """The sum along axes of the whole leaf, in the shape of its other axes; of a part, what it adds to that.
+    """The sum along axes of the whole leaf, in the shape of its other axes; of a part, its share of that sum.
 
     >>> sum_along(jnp.ones((2, 3)), (1,)).tolist()
     [3.0, 3.0]
     """
-    window = _part.get()
-    if window is None:
-        return jnp.sum(x, axis=tuple(axes))
-    kept = _kept(window, axes)
-    if not kept:
-        return jnp.sum(x)
-    shape = tuple(window.whole[d] for d in kept)
-    if len(window.starts) == len(window.whole):
-        sums = jnp.sum(x, axis=tuple(axes))
-        places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
-        return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places)].add(sums, mode="drop")
-    places = _coordinates(x, window)
-    return jnp.zeros(shape, x.dtype).at[tuple(places[d] for d in kept)].add(x.reshape(-1), mode="drop")
+    return _reduced(x, axes, lambda x, axis: jnp.sum(x, axis=axis), lambda at, y: at.add(y, mode="drop"))
 
 
 class Largest(NamedTuple):
@@ -75,19 +63,29 @@ def max_along(x: Array, axes: Sequence[int]) -> Largest:
     >>> max_along(jnp.ones((2, 3)), (1,)).value.tolist()
     [1.0, 1.0]
     """
+
+    def largest(x: Array, axis: Any) -> Array:
+        return jnp.max(x, axis=axis, initial=0.0)
+
+    return Largest(_reduced(x, axes, largest, lambda at, y: at.max(y, mode="drop")))
+
+
+def _reduced(
+    x: Array, axes: Sequence[int], reduce: Callable[[Array, Any], Array], put: Callable[[Any, Array], Array]
+) -> Array:
+    """A reduction along axes of the whole leaf: of a part, put where it belongs among zeros."""
     window = _part.get()
     if window is None:
-        return Largest(jnp.max(x, axis=tuple(axes), initial=0.0))
+        return reduce(x, tuple(axes))
     kept = _kept(window, axes)
     if not kept:
-        return Largest(jnp.max(x, initial=0.0))
+        return reduce(x, None)
     zeros = jnp.zeros(tuple(window.whole[d] for d in kept), x.dtype)
     if len(window.starts) == len(window.whole):
-        most = jnp.max(x, axis=tuple(axes), initial=0.0)
         places = [window.starts[d] + jnp.arange(x.shape[d]) for d in kept]
-        return Largest(zeros.at[jnp.ix_(*places)].max(most, mode="drop"))
+        return put(zeros.at[jnp.ix_(*places)], reduce(x, tuple(axes)))
     places = _coordinates(x, window)
-    return Largest(zeros.at[tuple(places[d] for d in kept)].max(x.reshape(-1), mode="drop"))
+    return put(zeros.at[tuple(places[d] for d in kept)], x.reshape(-1))
 
 
 def along(values: Array, axes: Sequence[int], x: Array) -> Array:

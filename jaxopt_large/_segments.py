@@ -111,12 +111,9 @@ class Segment:
         kept = [without_leaves(s, st) for s, st in zip(stages, states, strict=True)]
         sums: list[Any] = [None] * len(updates)
         if stages[0].measure is not None and updates:
-            measured = [
-                self._measured(a[0], at.leaf, given[0], as_seen(stages[0], kept[0]), at.starts, g, p, f[0])
-                for a, at, g, p, f in zip(
-                    active, places, updates, values, zip(*fields, strict=True), strict=True
-                )
-            ]
+            seen = as_seen(stages[0], kept[0])
+            rows = zip(active, places, updates, values, fields[0], strict=True)
+            measured = [self._measured(a[0], at, given[0], seen, g, p, f) for a, at, g, p, f in rows]
             sums = _over_shards(walk.who, measured)
         after = list(kept)
         if stages[0].combine is not None and updates:
@@ -162,11 +159,12 @@ class Segment:
             for t, w in zip(told, windows, strict=True)
         ]
 
-    def _measured(self, is_active: bool, leaf: Any, *args: Any) -> Any:
+    def _measured(self, is_active: bool, at: Place, given: Any, seen: Any, *arrays: Any) -> Any:
         """The sums of a leaf; zeros of one that the stage leaves out."""
+        measure = functools.partial(self._measure, at.leaf)
         if is_active:
-            return self._measure(leaf, *args)
-        found = jax.eval_shape(functools.partial(self._measure, leaf), *args)
+            return measure(given, seen, at.starts, *arrays)
+        found = jax.eval_shape(measure, given, seen, at.starts, *arrays)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
 
 

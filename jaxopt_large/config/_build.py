@@ -93,7 +93,7 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
 
 
 def learning_rates(config: Config) -> dict[str, ScalarOrSchedule]:
-    """The learning rates of all rules that have one, by glob and rule: numbers and schedules.
+    """The learning rates of all rules and wrappers that have one, by glob and name: numbers and schedules.
 
     A rule inside another one, for the leaves that the other does not take, follows it.
     """
@@ -103,6 +103,10 @@ def learning_rates(config: Config) -> dict[str, ScalarOrSchedule]:
             rate = getattr(each, "learning_rate", None)
             if each is not None and rate is not None:
                 found[f"{glob}: {each.rule}"] = _argument(rate, config.train.steps)
+    for each in config.optimizer.wrappers:
+        rate = getattr(each, "learning_rate", None)
+        if rate is not None:
+            found[f"around: {each.wrapper}"] = _argument(rate, config.train.steps)
     return found
 
 
