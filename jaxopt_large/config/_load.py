@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from ._build import build
 from ._yaml import ConfigError, Location, Source, dotted, dump, read, shown
-from .schema import Config
+from .schema import Config, Frozen
 
 _LISTED = 50  # problems in one message
 _ALIKE = 0.5  # how close an unknown key must come to a known one to be taken for it
@@ -57,18 +57,22 @@ def _listed(problems: list[str]) -> str:
 
 
 def _rule_problems(source: Source, config: Config) -> list[str]:
-    """What the rules themselves say of their settings, each at its line."""
-    problems = []
-    for glob, settings in config.optimizer.groups.items():
+    """What rules and wrappers themselves say of their settings, each at its line."""
+    problems, groups, wrappers = [], config.optimizer.groups, config.optimizer.wrappers
+    each: list[tuple[Location, Any]] = [(("optimizer", "groups", glob), x) for glob, x in groups.items()]
+    each += [(("optimizer", "wrappers", n), x) for n, x in enumerate(wrappers)]
+    for place, settings in each:
         alone = config.model_copy(deep=True)
-        alone.optimizer.groups = {glob: settings}
+        is_wrapper = place[1] == "wrappers"
+        alone.optimizer.groups = {"*": Frozen(rule="freeze")} if is_wrapper else {place[2]: settings}
+        alone.optimizer.wrappers = [settings] if is_wrapper else []
         alone.placement.zero = None
         try:
             build(alone)
         except (TypeError, ValueError) as error:
             for line in str(error).splitlines():
                 words = line.partition(": ")[2] or line
-                location: Location = ("optimizer", "groups", glob)
+                location = place
                 name = words.split(" ", 1)[0]
                 if name in type(settings).model_fields:
                     location = (*location, name)
@@ -130,17 +134,17 @@ def _in_file(source: Source, location: Location) -> tuple[Location, list[str]]:
 
 
 def _member(annotation: Any) -> Any:
-    """The type inside dict[...] or Annotated[...]; others as they are."""
+    """The type inside dict[...], list[...] or Annotated[...]; others as they are."""
     arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict:
-        return _member(arguments[1])
+    if typing.get_origin(annotation) in (dict, list):
+        return _member(arguments[-1])
     if typing.get_origin(annotation) is typing.Annotated:
         return _member(arguments[0])
     return annotation
 
 
 def _tagged(union: Any, tag: Any) -> Any:
-    """The member of a union of groups whose kind, rule or schedule is `tag`."""
+    """The member of a union of groups whose kind, rule or schedule is `tag`; of wrappers likewise."""
     for member in typing.get_args(union):
         inner = _member(member)
         if typing.get_args(inner):
@@ -148,7 +152,7 @@ def _tagged(union: Any, tag: Any) -> Any:
             if found is not None:
                 return found
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            for name in ("kind", "rule", "schedule"):
+            for name in ("kind", "rule", "schedule", "wrapper"):
                 field = inner.model_fields.get(name)
                 if field is not None and typing.get_args(field.annotation) == (tag,):
                     return inner

@@ -341,3 +341,27 @@ def test_off_needs_no_quotes(tmp_path):
     assert _load(tmp_path, overrides=["distributed=off"]).distributed == "off"
     with pytest.raises(ConfigError, match=r"distributed: must be 'off' or 'auto' \(got True\)"):
         _load(tmp_path, _GOOD + "distributed: on\n")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "says"),
+    [
+        ("{wrapper: lookahead, sync_period: 0}", "0.sync_period: sync_period is out of range, got 0"),
+        (
+            "{wrapper: ema_of_params, foo: 1}",
+            "0.foo: unknown key (got 'foo'); known keys are wrapper, decay, dtype",
+        ),
+        ("{wrapper: schedule_free}", "0.learning_rate: missing"),
+        ("{wrapper: lookahed}", "0.wrapper: must be one of cautious, "),
+        (
+            "{wrapper: decoupled, weight_decay: -1}",
+            "0.weight_decay: must be greater than or equal to 0 (got -1)",
+        ),
+    ],
+)
+def test_problems_of_wrappers_have_their_place(tmp_path, wrapper, says):
+    text = _GOOD.replace("  clip: 1.0", f"  clip: 1.0\n  wrappers: [{wrapper}]")
+    line = text.splitlines().index(f"  wrappers: [{wrapper}]") + 1
+    with pytest.raises(jl.config.ConfigError) as caught:
+        _load(tmp_path, text)
+    assert f":{line}: optimizer.wrappers.{says}" in str(caught.value)
