@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import sys
 import types
@@ -88,6 +89,17 @@ def ours_of(module):
     return {name: ours for name, (theirs, ours) in SHARED.items() if vars(module).get(name) is theirs}
 
 
+@contextlib.contextmanager
+def _environment():
+    """A module of theirs asks for 8 devices, which processes that other tests start would have too."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def load(name):
     """A test module of optax in which ours stand wherever it names one of optax's."""
     spec = importlib.util.find_spec(f"optax.{name}")
@@ -98,7 +110,8 @@ def load(name):
         for home in [m for m in sys.modules.values() if is_optax(m)]:
             for n, ours in ours_of(home).items():
                 patch.setattr(home, n, ours)
-        spec.loader.exec_module(module)
+        with _environment():
+            spec.loader.exec_module(module)
     for n, value in list(vars(module).items()):
         if is_optax(value):
             setattr(module, n, types.SimpleNamespace(**{**vars(value), **ours_of(value)}))
