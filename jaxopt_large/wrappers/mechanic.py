@@ -130,11 +130,9 @@ def mechanic(
         norms = [global_norm(tree).astype(scalar_dtype()) for tree in (g, p)]
         decay = weight_decay * scale * norms[0] / (norms[1] + eps)
         h = -(_sums(g, delta) + decay * _sums(p, delta))
-        # a step that a guard inside leaves out is no bet
+        good = jnp.isfinite(h)  # a step that a guard inside leaves out is no bet
         new = {
-            name: tuple(
-                jnp.where(jnp.isfinite(h), x, old) for x, old in zip(xs, getattr(state, name), strict=True)
-            )
+            name: tuple(jnp.where(good, x, old) for x, old in zip(xs, getattr(state, name), strict=True))
             for name, xs in bets(state, jnp.clip(h, -_MOST, _MOST)).items()
         }
         total = _total(new["s"])
