@@ -10,15 +10,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._axes import sum_over_shards
-from .._errors import Problems, check_rule, message
+from .._errors import check_rule, message
 from .._global_norm import global_norm
 from .._hyperparameters import Count, NonNegative, Positive, checked
 from .._numerics import accumulation_dtype, as_scalar, bounded, safe_increment, scalar_dtype, times
 from .._order import Wrapper, inside
-from .._paths import leaf_paths
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
-from ..leafwise import first_parameters
+from ..leafwise import first_parameters, zeros
 
 __all__ = ["mechanic"]
 
@@ -38,6 +37,7 @@ class MechanicState(NamedTuple):
     v: Bettors  # sum of squared bets
     s: Bettors  # the scales, whose sum is the scale
     x0: Updates  # the first parameters, float32
+    delta: Updates  # float32 sums of the rule's updates of low-precision parameters; None for others
 
 
 @checked
@@ -60,7 +60,8 @@ def mechanic(
       s_i = \frac{\tfrac{s_0}{n} m_i + \max(0, r_i)}{\sqrt{v_i} + \epsilon}$$
 
     with $m_i$ of the step before in the bound. All sums are over all leaves. The rule's learning rate may be
-    1, or a schedule whose largest value is.
+    1, or a schedule whose largest value is. $\Delta_t$ is read off float32 parameters; bfloat16 and float16
+    would round it away, so that the state has it beside them.
 
     Args:
       rule: any rule. `zero(mechanic(rule), ...)` divides the first parameters too.
@@ -74,7 +75,7 @@ def mechanic(
 
     Raises:
       TypeError: rule is not a rule.
-      ValueError: a value is out of range; from `init`, when a parameter is of low precision.
+      ValueError: a value is out of range.
 
     Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144, algorithm 1; names as in optax's `mechanize`.
 
@@ -95,11 +96,12 @@ def mechanic(
             return tuple(jnp.full((), value, scalar_dtype()) for _ in betas)
 
         count = jnp.zeros((), jnp.int32)
-        _refuse_low_precision(params)
         x0 = first_parameters().begin("mechanic", params)
+        sums = zeros().begin("mechanic", params)
+        delta = jax.tree.map(lambda p, d: d if _rounds(p) else None, params, sums)
         with inside(Wrapper.EACH_STEP):
             inner = wrapped.init(params)
-        return MechanicState(inner, count, each(0.0), each(0.0), each(0.0), each(s_init), x0)
+        return MechanicState(inner, count, each(0.0), each(0.0), each(0.0), each(s_init), x0, delta)
 
     def bets(state: MechanicState, h: Array) -> dict[str, Bettors]:
         new: dict[str, list[Array]] = {"r": [], "m": [], "v": [], "s": []}
@@ -124,9 +126,11 @@ def mechanic(
         scale = _total(state.s)
         p, g, u = (jax.tree.map(_wide, tree) for tree in (params, updates, made))
         g = jax.tree.map(lambda x: bounded(x, _TERMS), g)
-        delta = jax.tree.map(
-            lambda x, x0: times((1.0 / (scale + eps)).astype(x.real.dtype), x - x0), p, state.x0
-        )
+
+        def moved_so_far(x: Array, x0: Array, kept: Array | None) -> Array:
+            return times((1.0 / (scale + eps)).astype(x.real.dtype), x - x0) if kept is None else kept
+
+        delta = jax.tree.map(moved_so_far, p, state.x0, state.delta)
         norms = [global_norm(tree).astype(scalar_dtype()) for tree in (g, p)]
         decay = weight_decay * scale * norms[0] / (norms[1] + eps)
         h = -(_sums(g, delta) + decay * _sums(p, delta))
@@ -142,19 +146,15 @@ def mechanic(
 
         changes = jax.tree.map(moved, p, state.x0, delta, u)
         changes = jax.tree.map(lambda c, g: c.astype(g.dtype), changes, updates)
-        return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, **new)
+        sums = jax.tree.map(lambda p, d, u: d + u if _rounds(p) else None, params, delta, u)
+        return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, delta=sums, **new)
 
     return make_rule(init, update)
 
 
-def _refuse_low_precision(params: Params) -> None:
-    """The sum of all updates is read off the parameters: what they round away is lost."""
-    problems = Problems("mechanic")
-    for path, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
-        if jnp.finfo(x.dtype).bits < 32:
-            do = "Write stored(mechanic(rule), params=rounded()) or params=split()"
-            problems.add(f"the parameter is {x.dtype}, which rounds small changes away", at=path, do=do)
-    problems.raise_if_any()
+def _rounds(x: Array) -> bool:
+    """Are small changes rounded away?"""
+    return jnp.finfo(x.dtype).bits < jnp.finfo(jnp.float32).bits
 
 
 def _total(numbers: Bettors) -> Float[Array, ""]:

@@ -163,9 +163,33 @@ def test_mechanic_survives_what_is_huge_or_broken():
         assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.s))
 
 
-def test_mechanic_says_what_low_precision_loses():
-    with pytest.raises(ValueError, match=r"mechanic: the parameter is bfloat16.* at w.* Write stored"):
-        jl.mechanic(jl.sgd(1.0)).init({"w": jnp.ones(3, jnp.bfloat16)})
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_mechanic_follows_float32_where_parameters_round(dtype):
+    """Scales of 1e-6 move nothing in bfloat16; the sum of what they would have moved is in the state."""
+    goal = jnp.linspace(-2.0, 3.0, 16)
+    rule = jl.mechanic(jl.adam(1.0))
+
+    @jax.jit
+    def step(params, state):
+        grads = {k: 2 * (x - goal.astype(x.dtype)) for k, x in params.items()}
+        updates, state = rule.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def moved(dtype):
+        params = {"w": jnp.ones(16, dtype)}
+        state = rule.init(params)
+        for _ in range(200):
+            params, state = step(params, state)
+        return params["w"].astype(jnp.float32), state.delta["w"]
+
+    (whole, none), (rounded, delta) = moved(jnp.float32), moved(dtype)
+    assert none is None
+    assert delta.dtype == jnp.float32
+    np.testing.assert_allclose(whole, goal, atol=0.02)
+    np.testing.assert_allclose(rounded, goal, atol=0.06)
+
+
+def test_mechanic_needs_parameters():
     with pytest.raises(ValueError, match="mechanic: params are needed"):
         jl.mechanic(jl.sgd(1.0)).update(jnp.ones(2), jl.mechanic(jl.sgd(1.0)).init(jnp.ones(2)))
 
