@@ -4,14 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from .._errors import message
-from .._numerics import divide
+from .._numerics import abs_square, bounded, divide, ema, plus, times
 from .._paths import first_match
-from ..leafwise import along, shape_of, shaped, sum_along
+from .._types import Updates
+from ..leafwise import Stage, along, count, shape_of, shaped, size_of, sum_along
 
 Shape = tuple[int, ...]
+
+
+class FactoredState(NamedTuple):
+    """State of factored second moments."""
+
+    count: Int[Array, ""]  # steps taken; None where the decay is constant
+    v_row: Updates  # means along the longer axis, float32; of shape (1,) where a leaf is whole
+    v_col: Updates  # means along the other, float32; of shape (1,) where a leaf is whole
+    v: Updates  # mean squares of leaves that are whole, float32; of shape (1,) elsewhere
 
 
 class Pair(NamedTuple):
@@ -82,6 +92,41 @@ class Factoring:
         rooted = [inverse(jnp.sqrt(each)) for each in (row, col)]
         mean = jnp.sqrt(jnp.mean(row, axis=across, keepdims=True))
         return along(rooted[0] * mean, (pair.row,), x) * along(rooted[1], (pair.col,), x)
+
+
+def factored_rms(ways: Factoring, eps: Any, decay: Any) -> Stage:
+    """Divides by the root of a factored mean square.
+
+    Args:
+      ways: which leaves are factored.
+      eps: beside the squares.
+      decay: of the means: a number, or a function of how many steps have been taken.
+    """
+    constant = None if callable(decay) else decay
+
+    def shared(kept: FactoredState) -> Any:
+        return decay(kept.count) if constant is None else None
+
+    def measure(shared: Any, g: Array, p: Any, kept: FactoredState, place: Any = None) -> tuple[Array, ...]:
+        del shared, p, kept
+        return ways.means(abs_square(bounded(g, size_of(g))), place)
+
+    def step(
+        shared: Any, g: Array, p: Any, kept: FactoredState, means: tuple[Array, ...], place: Any = None
+    ) -> tuple[Array, Any]:
+        del p
+        g, b = bounded(g, size_of(g)), shared if constant is None else constant
+        if not means:
+            v = ema(kept.v, plus(abs_square(g), eps), b)
+            return times(inverse(jnp.sqrt(v)), g), kept._replace(v=v)
+        row, col = (
+            ema(old, plus(new, eps), b) for old, new in zip((kept.v_row, kept.v_col), means, strict=True)
+        )
+        return times(ways.rooted(row, col, g, place), g), kept._replace(v_row=row, v_col=col)
+
+    taken: Any = count() if constant is None else None
+    state = FactoredState(taken, *map(by_path, (ways.row_shape, ways.col_shape, ways.whole_shape)))
+    return Stage(step, state, shared, measure, needs="axes", by_path=ways.told)
 
 
 def inside(who: str, axes: Sequence[int], shape: Shape) -> tuple[int, ...]:

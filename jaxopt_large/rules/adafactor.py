@@ -1,9 +1,9 @@
 """Adafactor: second moments as the product of rows and columns (Shazeer and Stern 2018)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from .._hyperparameters import (
     Count,
@@ -20,17 +20,15 @@ from .._numerics import (
     abs_square,
     as_scalar,
     bounded,
-    ema,
     like,
     over,
-    plus,
     safe_increment,
     scalar_dtype,
     times,
 )
-from .._types import Rule, Updates
-from ..leafwise import Stage, count, joined, lift, size_of
-from ._factored import Factoring, by_path, inverse
+from .._types import Rule
+from ..leafwise import Stage, joined, lift, size_of
+from ._factored import Factoring, factored_rms
 from ._momentum import momentum as mean_of
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
@@ -39,15 +37,6 @@ from .weight_decay import add_decayed_weights
 __all__ = ["adafactor", "scale_by_factored_rms"]
 
 _LEAST_SCALE = 1e-3  # of a parameter's root mean square: leaves that begin at 0 must move
-
-
-class FactoredState(NamedTuple):
-    """State of factored second moments."""
-
-    count: Int[Array, ""]  # steps taken
-    v_row: Updates  # means along the longer axis, float32; of shape (1,) where a leaf is whole
-    v_col: Updates  # means along the other, float32; of shape (1,) where a leaf is whole
-    v: Updates  # mean squares of leaves that are whole, float32; of shape (1,) elsewhere
 
 
 @checked
@@ -67,36 +56,11 @@ def scale_by_factored_rms(
     """
     ways = Factoring("adafactor", axes if factored else {"*": ()}, min_dim_size_to_factor)
 
-    def decay(kept: FactoredState) -> Array:
-        n = jnp.maximum(safe_increment(kept.count).astype(scalar_dtype()) - as_scalar(step_offset), 1.0)
+    def decay(taken: Array) -> Array:
+        n = jnp.maximum(safe_increment(taken).astype(scalar_dtype()) - as_scalar(step_offset), 1.0)
         return 1.0 - jnp.exp(-as_scalar(decay_rate) * jnp.log(n))
 
-    def squares(g: Array) -> Array:
-        return plus(abs_square(bounded(g, size_of(g))), epsilon)
-
-    def measure(decay: Array, g: Array, p: Any, kept: FactoredState, place: Any = None) -> tuple[Array, ...]:
-        del decay, p, kept
-        return ways.means(abs_square(bounded(g, size_of(g))), place)
-
-    def step(
-        decay: Array, g: Array, p: Any, kept: FactoredState, means: tuple[Array, ...], place: Any = None
-    ) -> tuple[Array, Any]:
-        del p
-        bound = bounded(g, size_of(g))
-        if not means:
-            v = ema(kept.v, squares(g), decay)
-            return times(inverse(jnp.sqrt(v)), bound), kept._replace(v=v)
-        row, col = (
-            ema(old, plus(new, epsilon), decay)
-            for old, new in zip((kept.v_row, kept.v_col), means, strict=True)
-        )
-        return times(ways.rooted(row, col, g, place), bound), kept._replace(v_row=row, v_col=col)
-
-    state = FactoredState(
-        count(), by_path(ways.row_shape), by_path(ways.col_shape), by_path(ways.whole_shape)
-    )
-    stage = Stage(step, state, decay, measure, needs="axes", by_path=ways.told)
-    return lift("scale_by_factored_rms", stage, chained=False)
+    return lift("scale_by_factored_rms", factored_rms(ways, epsilon, decay), chained=False)
 
 
 @checked

@@ -2,14 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, LeafAxes, Mask, Positive, Rate, StateDtype, checked
-from .._numerics import abs_square, as_decay, bounded, ema, plus, times
+from .._numerics import abs_square, as_decay, ema, plus, times
 from .._types import Rule, Updates
-from ..leafwise import Stage, joined, lift, size_of, zeros
-from ._factored import Factoring, by_path, inverse
+from ..leafwise import Stage, joined, lift, zeros
+from ._factored import Factoring, by_path, factored_rms
 from ._registry import rule
 from .adafactor import scale_by_block_rms
 from .learning_rate import scale_by_learning_rate
@@ -18,43 +17,12 @@ from .weight_decay import decay_of
 __all__ = ["came", "scale_by_came"]
 
 
-class _SquaresState(NamedTuple):
-    """State of CAME's second moments."""
-
-    v_row: Updates  # means of squared gradients along the longer axis, float32; (1,) where a leaf is whole
-    v_col: Updates  # means along the other, float32; (1,) where a leaf is whole
-    v: Updates  # mean squares of leaves that are whole, float32; (1,) elsewhere
-
-
 class ScaleByCameState(NamedTuple):
     """State of CAME's momentum."""
 
     mu: Updates  # mean direction, float32, shapes of the parameters
     s_row: Updates  # means of its squared error along the longer axis, float32; (1,) where a leaf is whole
     s_col: Updates  # means along the other, float32; (1,) where a leaf is whole
-
-
-def _squares(ways: Factoring, b2: Any, eps: Any) -> Rule:
-    """Divides by the root of the factored mean square."""
-
-    def measure(shared: Any, g: Array, p: Any, kept: _SquaresState, place: Any = None) -> tuple[Array, ...]:
-        del shared, p, kept
-        return ways.means(abs_square(bounded(g, size_of(g))), place)
-
-    def step(
-        shared: Any, g: Array, p: Any, kept: _SquaresState, means: tuple[Array, ...], place: Any = None
-    ) -> tuple[Array, Any]:
-        del shared, p
-        g = bounded(g, size_of(g))
-        if not means:
-            v = ema(kept.v, plus(abs_square(g), eps), b2)
-            return times(inverse(jnp.sqrt(v)), g), kept._replace(v=v)
-        row, col = (ema(old, plus(new, eps), b2) for old, new in zip(kept[:2], means, strict=True))
-        return times(ways.rooted(row, col, g, place), g), kept._replace(v_row=row, v_col=col)
-
-    state = _SquaresState(*map(by_path, (ways.row_shape, ways.col_shape, ways.whole_shape)))
-    stage = Stage(step, state, measure=measure, needs="axes", by_path=ways.told)
-    return lift("scale_by_came", stage)
 
 
 @checked
@@ -98,7 +66,8 @@ def scale_by_came(
     state = ScaleByCameState(zeros(mu_dtype), by_path(ways.row_shape), by_path(ways.col_shape))
     stage = Stage(step, state, measure=measure, needs="axes", by_path=ways.told)
     clip = [] if clipping_threshold is None else [scale_by_block_rms(clipping_threshold, False)]
-    return joined("scale_by_came", _squares(ways, as_decay(b2), eps), *clip, lift("scale_by_came", stage))
+    squares = lift("scale_by_came", factored_rms(ways, eps, as_decay(b2)))
+    return joined("scale_by_came", squares, *clip, lift("scale_by_came", stage))
 
 
 @rule

@@ -112,8 +112,12 @@ def test_works_inside_optax_chain_multi_steps_and_inject_hyperparams(case):
         injected = (
             expected if case.notes & {"value", "obj_fn"} else final(injecting(case.rate, **case.settings))
         )
-    for got in (chained, repeated, injected):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, expected)
+    # 1 - 0.9999 of a decay that is a float32 array is off by 1e-4, and nothing in CAME corrects for it
+    of_injected = 2e-5 if str(case) == "came" else 1e-7
+    for got, atol in ((chained, 1e-7), (repeated, 1e-7), (injected, of_injected)):
+        jax.tree.map(
+            lambda a, b, atol=atol: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), got, expected
+        )
 
 
 @in_turn("case", RULES, "dtype", ["bfloat16", "float16"])
