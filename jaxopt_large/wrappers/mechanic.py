@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from .._axes import sum_over_shards
-from .._errors import check_rule, message
+from .._errors import message
 from .._global_norm import global_norm
 from .._hyperparameters import Count, NonNegative, Positive, checked
 from .._numerics import accumulation_dtype, as_scalar, bounded, safe_increment, scalar_dtype, times
-from .._order import Wrapper, inside
-from .._states import check_state, explained
+from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import first_parameters, zeros
+from ._wrapped import Inner
 
 __all__ = ["mechanic"]
 
@@ -87,8 +86,7 @@ def mechanic(
     >>> bool(params > 0)
     True
     """
-    check_rule("mechanic", rule)
-    wrapped = optax.with_extra_args_support(rule)
+    wrapped = Inner("mechanic", rule)
     betas = [1.0 - 0.1**i for i in range(1, num_betas + 1)]
 
     def init(params: Params) -> MechanicState:
@@ -99,9 +97,9 @@ def mechanic(
         x0 = first_parameters().begin("mechanic", params)
         sums = zeros().begin("mechanic", params)
         delta = jax.tree.map(lambda p, d: d if _rounds(p) else None, params, sums)
-        with inside(Wrapper.EACH_STEP):
-            inner = wrapped.init(params)
-        return MechanicState(inner, count, each(0.0), each(0.0), each(0.0), each(s_init), x0, delta)
+        return MechanicState(
+            wrapped.init(params), count, each(0.0), each(0.0), each(0.0), each(s_init), x0, delta
+        )
 
     def bets(state: MechanicState, h: Array) -> dict[str, Bettors]:
         new: dict[str, list[Array]] = {"r": [], "m": [], "v": [], "s": []}
@@ -121,8 +119,7 @@ def mechanic(
         if params is None:
             do = "Call update(grads, state, params)"
             raise ValueError(message("mechanic", "params are needed, got None", do=do))
-        with explained("mechanic", wrapped.init, state.base_optimizer_state, updates, params):
-            made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
+        made, inner = wrapped.update(updates, state.base_optimizer_state, params, extra)
         scale = _total(state.s)
         p, g, u = (jax.tree.map(_wide, tree) for tree in (params, updates, made))
         g = jax.tree.map(lambda x: bounded(x, _TERMS), g)

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 from .._axes import reduction_axes
-from .._errors import check_rule, message
+from .._errors import message
 from .._global_norm import global_norm
 from .._hyperparameters import Positive, checked
 from .._numerics import abs_square, accumulation_dtype, divide, times
-from .._states import check_state, explained
+from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
+from ._wrapped import Inner
 
 __all__ = ["sam"]
 
@@ -56,8 +56,7 @@ def sam(rule: Any, rho: Positive = 0.05, *, adaptive: bool = False) -> Rule:
     >>> round(float(updates), 6)  # the gradient at 1.5
     -0.3
     """
-    check_rule("sam", rule)
-    wrapped = optax.with_extra_args_support(rule)
+    wrapped = Inner("sam", rule, each_step=False)
 
     def init(params: Params) -> SAMState:
         return SAMState(wrapped.init(params))
@@ -78,9 +77,9 @@ def sam(rule: Any, rho: Positive = 0.05, *, adaptive: bool = False) -> Rule:
         if reduction_axes():
             wrong = "the rule is inside zero(axis_name=...), where parameters are divided"
             raise ValueError(message("sam", wrong, do="Write sam(zero(rule, axis_name=...))"))
-        with explained("sam", wrapped.init, state.inner, updates, params):
+        with wrapped.explained(updates, state.inner, params):
             worst = _ascended(updates, params, rho, adaptive)
-            made, inner = wrapped.update(grad_fn(worst), state.inner, params, **extra)
+        made, inner = wrapped.update(grad_fn(worst), state.inner, params, extra)
         return made, SAMState(inner)
 
     return make_rule(init, update)

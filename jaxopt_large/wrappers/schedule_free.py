@@ -4,19 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
-from .._errors import check_rule
 from .._hyperparameters import Decay, NonNegative, Rate, StateDtype, checked
 from .._numerics import accumulation_dtype, as_scalar, divide, like, safe_increment, scalar_dtype, times
-from .._order import Wrapper, inside
-from .._states import check_state, explained
+from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import Stage, first_parameters, joined, lift
 from ..rules.learning_rate import checked_rate, scale_by_learning_rate
 from ..rules.rmsprop import scale_by_rmsprop
 from ..rules.weight_decay import decay_of
+from ._wrapped import Inner
 
 __all__ = ["schedule_free", "schedule_free_adamw", "schedule_free_eval_params", "schedule_free_sgd"]
 
@@ -98,8 +96,7 @@ def schedule_free(
     >>> float(params), float(state.z), float(jl.schedule_free_eval_params(state, params))
     (1.75, 2.0, 1.5)
     """
-    check_rule("schedule_free", rule)
-    wrapped = optax.with_extra_args_support(rule)
+    wrapped = Inner("schedule_free", rule)
 
     def weights(kept: Any, *, weights: Any) -> _Weights:
         del kept
@@ -118,9 +115,7 @@ def schedule_free(
         begun: Any = own.init(params)
         zero = jnp.zeros((), scalar_dtype())
         first = jnp.ones((), jnp.int32)
-        with inside(Wrapper.EACH_STEP):
-            wrapped_state = wrapped.init(params)
-        return ScheduleFreeState(as_scalar(b1), zero, first, zero.copy(), wrapped_state, begun.z)
+        return ScheduleFreeState(as_scalar(b1), zero, first, zero.copy(), wrapped.init(params), begun.z)
 
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
@@ -131,8 +126,7 @@ def schedule_free(
         weight = max_lr ** as_scalar(weight_lr_power)
         total = state.weight_sum + weight
         share = divide(weight, total)
-        with explained("schedule_free", wrapped.init, state.base_optimizer_state, updates, params):
-            made, inner = wrapped.update(updates, state.base_optimizer_state, params, **extra)
+        made, inner = wrapped.update(updates, state.base_optimizer_state, params, extra)
         both = _Weights(share, 1.0 - state.b1 * (1.0 - share))
         made, new = own.update(made, _ZState(state.z), params, weights=both)
         kept: Any = new
