@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ._compat import typed_as
 from ._numerics import is_complex, real_dtype, widest
 from ._parts import part_of
-from ._stage import LeafStep, Needs, Stage
+from ._stage import LeafStep, Stage
 from ._window import Window
 from .tracing.calls import ByWindow
 
@@ -41,10 +41,6 @@ class Place(NamedTuple):
     def told(self, n: int) -> dict[str, Any]:
         """What a stage is told by keyword."""
         return {} if self.leaf[0][n] is None else {"place": self.leaf[0][n]}
-
-
-def most(needs: set[Needs]) -> Needs:
-    return "leaf" if "leaf" in needs else "elements"
 
 
 def leaf_step(

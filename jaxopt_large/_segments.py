@@ -13,12 +13,12 @@ from jaxtyping import Array
 
 from ._axes import max_over_shards, reduction_axes, sum_over_shards, window_of
 from ._errors import SCHEDULED, check_hyperparameters, message
-from ._leaf_step import PartStep, PartSums, Place, leaf_step, measured_leaf, most
+from ._leaf_step import PartStep, PartSums, Place, leaf_step, measured_leaf
 from ._masks import spread
 from ._numerics import as_scalar
 from ._parts import Largest
 from ._paths import difference, leaf_paths
-from ._stage import LeafStep, Stage
+from ._stage import LeafStep, Needs, Stage
 from ._types import Params, State, Updates
 from ._window import Window
 from .tracing.calls import named_call
@@ -80,9 +80,10 @@ class Segment:
 
     def __init__(self, who: str, stages: tuple[Stage, ...], is_last: bool):
         self._stages = stages
-        needs = {stage.needs for stage in stages}
-        self._by_part = "axes" in needs and "leaf" not in needs
-        told = PartStep(who, "axes") if self._by_part else LeafStep(who, most(needs))
+        asked = {stage.needs for stage in stages}
+        most: Needs = "leaf" if "leaf" in asked else "axes" if "axes" in asked else "elements"
+        self._by_part = most == "axes"
+        told = (PartStep if self._by_part else LeafStep)(who, most)
         step = functools.partial(leaf_step, stages, is_last)
         self._step = named_call(step, f"{who}_step", told, told, static_argnums=(0, 1))
         measure = functools.partial(measured_leaf, stages[0])

@@ -138,6 +138,11 @@ def count() -> Any:
     return SharedField(lambda: jnp.zeros((), jnp.int32), lambda x, state: safe_increment(x))
 
 
+def is_first_step() -> Any:
+    """A boolean that is true in the first step."""
+    return SharedField(lambda: jnp.ones((), bool), lambda x, state: jnp.zeros_like(x))
+
+
 def shared(value: Any, dtype: Any = None, *, next: Callable[[Array, Any], Array] | None = None) -> Any:
     """A number for all parameters, which `Stage.combine` moves, or `next` from itself and the state.
 

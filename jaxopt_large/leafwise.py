@@ -32,6 +32,7 @@ from ._state_fields import SharedField as SharedField
 from ._state_fields import constant as constant
 from ._state_fields import count as count
 from ._state_fields import first_parameters as first_parameters
+from ._state_fields import is_first_step as is_first_step
 from ._state_fields import random_key as random_key
 from ._state_fields import shaped as shaped
 from ._state_fields import shared as shared

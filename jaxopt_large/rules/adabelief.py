@@ -6,22 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
-from .._numerics import (
-    abs_square,
-    as_decay,
-    bias_correction,
-    bounded,
-    complement,
-    divide,
-    ema,
-    like,
-    over,
-    plus,
-    safe_increment,
-    times,
-)
+from .._numerics import abs_square, as_decay, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, zeros
+from ._momentum import Corrections, corrections, unbiased
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 from .weight_decay import decay_of
@@ -53,23 +41,19 @@ def scale_by_belief(
     """
     d1, d2 = as_decay(b1), as_decay(b2)
 
-    def corrections(kept: ScaleByBeliefState) -> tuple[Any, ...]:
-        n = safe_increment(kept.count)
-        return bias_correction(d1, n), bias_correction(d2, n), bias_correction(d1, safe_increment(n))
+    def shared(kept: ScaleByBeliefState) -> Corrections:
+        return corrections(kept.count, d1, d2, nesterov)
 
-    def step(shared: tuple[Any, ...], g: Array, p: Any, kept: ScaleByBeliefState) -> tuple[Array, Any]:
+    def step(shared: Corrections, g: Array, p: Any, kept: ScaleByBeliefState) -> tuple[Array, Any]:
         del p
         g = bounded(g)
         mu = ema(kept.mu, g, d1)
         nu = plus(ema(kept.nu, abs_square(bounded(g - mu)), d2), eps_root)
-        mu_hat = over(mu, shared[0])
-        if nesterov:
-            d = like(d1, g)
-            mu_hat = over(times(d, mu), shared[2]) + over(times(complement(d), g), shared[0])
-        return divide(mu_hat, plus(jnp.sqrt(nu / shared[1]), eps), eps), kept._replace(mu=mu, nu=nu)
+        mu_hat = unbiased(mu, g, d1, shared.mu, shared.next_mu)
+        return divide(mu_hat, plus(jnp.sqrt(nu / shared.nu), eps), eps), kept._replace(mu=mu, nu=nu)
 
     state = ScaleByBeliefState(count(), zeros(), zeros(real=True))
-    return lift("scale_by_belief", Stage(step, state, corrections), chained=False)
+    return lift("scale_by_belief", Stage(step, state, shared), chained=False)
 
 
 @rule

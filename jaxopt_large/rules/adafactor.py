@@ -5,27 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._hyperparameters import (
-    Count,
-    Decay,
-    LeafAxes,
-    Mask,
-    NonNegative,
-    Positive,
-    Rate,
-    StateDtype,
-    checked,
-)
-from .._numerics import (
-    abs_square,
-    as_scalar,
-    bounded,
-    like,
-    over,
-    safe_increment,
-    scalar_dtype,
-    times,
-)
+from .._hyperparameters import Count, Decay, LeafAxes, Mask, NonNegative, Positive, Rate, StateDtype, checked
+from .._numerics import abs_square, as_scalar, bounded, like, over, safe_increment, scalar_dtype, times
 from .._types import Rule
 from ..leafwise import Stage, joined, lift, size_of
 from ._factored import Factoring, factored_rms

@@ -6,22 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, StateDtype, checked
-from .._numerics import (
-    abs_square,
-    as_decay,
-    bias_correction,
-    bounded,
-    complement,
-    divide,
-    ema,
-    like,
-    over,
-    plus,
-    safe_increment,
-    times,
-)
+from .._numerics import abs_square, as_decay, bounded, divide, ema, plus
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, joined, lift, zeros
+from ._momentum import Corrections, corrections, unbiased
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 from .weight_decay import add_decayed_weights
@@ -35,14 +23,6 @@ class ScaleByAdamState(NamedTuple):
     count: Int[Array, ""]  # steps taken
     mu: Updates  # mean gradient, float32, shapes of the parameters
     nu: Updates  # mean squared gradient, float32, shapes of the parameters
-
-
-class _Corrections(NamedTuple):
-    """Of the biases of the means."""
-
-    mu: Array
-    nu: Array
-    next_mu: Any  # of the step after, with Nesterov momentum
 
 
 @checked
@@ -62,26 +42,20 @@ def scale_by_adam(
     """
     d1, d2 = as_decay(b1), as_decay(b2)
 
-    def corrections(kept: ScaleByAdamState) -> _Corrections:
-        n = safe_increment(kept.count)
-        following = bias_correction(d1, safe_increment(n)) if nesterov else None
-        return _Corrections(bias_correction(d1, n), bias_correction(d2, n), following)
+    def shared(kept: ScaleByAdamState) -> Corrections:
+        return corrections(kept.count, d1, d2, nesterov)
 
-    def step(shared: _Corrections, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
+    def step(shared: Corrections, g: Array, p: Any, kept: ScaleByAdamState) -> tuple[Array, Any]:
         del p
         g = bounded(g)
         mu = ema(kept.mu, g, d1)
         nu = ema(kept.nu, abs_square(g), d2)
-        if nesterov:
-            d = like(d1, g)
-            mu_hat = over(times(d, mu), shared.next_mu) + over(times(complement(d), g), shared.mu)
-        else:
-            mu_hat = over(mu, shared.mu)
+        mu_hat = unbiased(mu, g, d1, shared.mu, shared.next_mu)
         root = jnp.sqrt(plus(nu / shared.nu, eps_root))
         return divide(mu_hat, plus(root, eps), eps), kept._replace(mu=mu, nu=nu)
 
     state = ScaleByAdamState(count=count(), mu=zeros(mu_dtype), nu=zeros(real=True))
-    return lift("scale_by_adam", Stage(step, state, corrections), chained=False)
+    return lift("scale_by_adam", Stage(step, state, shared), chained=False)
 
 
 @checked

@@ -9,7 +9,7 @@ from .._errors import POSITIVE, check_hyperparameters, message
 from .._hyperparameters import Mask, NonNegative, Positive, Rate, checked
 from .._numerics import abs_square, as_scalar, bounded, divide, scalar_dtype, times
 from .._types import Rule, Updates
-from ..leafwise import Stage, first_parameters, joined, lift, shared
+from ..leafwise import Stage, first_parameters, is_first_step, joined, lift, shared
 from ._registry import rule
 from .learning_rate import scale_by_learning_rate
 from .weight_decay import decay_of
@@ -76,8 +76,7 @@ def scale_by_dog(init_step: Any = ("heuristic", 1e-6), eps: NonNegative = 1e-8) 
             rate = jnp.where(far == 0, as_scalar(size), rate)
         return rate, kept._replace(max_dist=far, sum_sq_norm_grads=total)
 
-    first = shared(True, bool, next=lambda x, kept: jnp.zeros_like(x))
-    state = DoGState(first, first_parameters(), shared(0.0), shared(0.0))
+    state = DoGState(is_first_step(), first_parameters(), shared(0.0), shared(0.0))
     stage = Stage(_scaled, state, measure=_sums, combine=combine, needs_params=True)
     return lift("scale_by_dog", stage, chained=False)
 

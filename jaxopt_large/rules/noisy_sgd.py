@@ -34,9 +34,7 @@ def add_noise(
       ValueError: eta or gamma is negative.
       TypeError: both a key and a seed are given.
     """
-    if key is not None and seed is not None:
-        raise TypeError(message("add_noise", f"key and seed are both given, got {key!r} and {seed!r}"))
-    start = seed if key is None else key
+    start = _start("add_noise", key, seed)
 
     def deviation(kept: AddNoiseState) -> Array:
         n = safe_increment(kept.count).astype(scalar_dtype())
@@ -48,7 +46,7 @@ def add_noise(
         noise = along(_normal(kept.rng_key, shape_of(g), g), (), g)
         return g + times(deviation, noise), kept
 
-    state = AddNoiseState(count(), random_key(0 if start is None else start))
+    state = AddNoiseState(count(), random_key(start))
     return lift("add_noise", Stage(step, state, deviation, needs="axes"), chained=False)
 
 
@@ -84,7 +82,16 @@ def noisy_sgd(
 
     Source: Neelakantan et al. 2014, arXiv:1511.06807, section 3.
     """
-    return joined("noisy_sgd", add_noise(eta, gamma, key, seed=seed), scale_by_learning_rate(learning_rate))
+    noise = add_noise(eta, gamma, _start("noisy_sgd", key, seed))
+    return joined("noisy_sgd", noise, scale_by_learning_rate(learning_rate))
+
+
+def _start(who: str, key: Any, seed: Any) -> Any:
+    """What the noise begins with."""
+    if key is not None and seed is not None:
+        raise TypeError(message(who, f"key and seed are both given, got {key!r} and {seed!r}"))
+    given = seed if key is None else key
+    return 0 if given is None else given
 
 
 def _normal(key: Key[Array, ""], shape: tuple[int, ...], x: Array) -> Array:

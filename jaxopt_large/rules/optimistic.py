@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool
 from .._hyperparameters import Decay, NonNegative, Rate, StateDtype, checked
 from .._numerics import like, times
 from .._types import Rule, Updates
-from ..leafwise import Stage, joined, lift, shared, zeros
+from ..leafwise import Stage, is_first_step, joined, lift, zeros
 from ._registry import rule
 from .adam import scale_by_adam
 from .learning_rate import scale_by_learning_rate
@@ -46,8 +46,8 @@ def scale_by_optimistic_gradient(alpha: NonNegative = 1.0, beta: NonNegative = 1
         a, b = like(alpha, g), like(beta, g)
         return times(a + b, g) - times(b, before), kept._replace(previous_gradient=g)
 
-    first = shared(True, bool, next=lambda x, kept: jnp.zeros_like(x))
-    stage = Stage(step, ScaleByOptimisticGradientState(first, zeros()), lambda kept: kept.is_initial_step)
+    state = ScaleByOptimisticGradientState(is_first_step(), zeros())
+    stage = Stage(step, state, lambda kept: kept.is_initial_step)
     return lift("scale_by_optimistic_gradient", stage, chained=False)
 
 

@@ -16,8 +16,6 @@ from .._numerics import (
     complement,
     divide,
     ema,
-    like,
-    over,
     plus,
     safe_increment,
     scalar_dtype,
@@ -25,6 +23,7 @@ from .._numerics import (
 )
 from .._types import Rule
 from ..leafwise import Stage, count, joined, lift, zeros
+from ._momentum import unbiased
 from ._registry import rule
 from .adam import ScaleByAdamState
 from .learning_rate import scale_by_learning_rate
@@ -77,11 +76,7 @@ def scale_by_radam(
         del p
         g = bounded(g)
         mu, nu = ema(kept.mu, g, d1), ema(kept.nu, abs_square(g), d2)
-        if nesterov:
-            d = like(d1, g)
-            mu_hat = over(times(d, mu), shared.next_mu) + over(times(complement(d), g), shared.mu)
-        else:
-            mu_hat = over(mu, shared.mu)
+        mu_hat = unbiased(mu, g, d1, shared.mu, shared.next_mu)
         root = jnp.sqrt(plus(nu / shared.nu, eps_root))
         rectified = times(shared.rectifier, divide(mu_hat, plus(root, eps), eps))
         return jnp.where(shared.is_trusted, rectified, mu_hat), kept._replace(mu=mu, nu=nu)

@@ -70,3 +70,10 @@ def test_wrong_arguments_are_named_with_their_value():
         assert repr(inner) in said or "float33" in said, (who, name, value, said)
         seen += 1
     assert seen > 800
+
+
+@pytest.mark.parametrize("make", [jl.add_noise, lambda **given: jl.noisy_sgd(0.1, **given)])
+def test_a_key_and_a_seed(make):
+    name = "add_noise" if make is jl.add_noise else "noisy_sgd"
+    with pytest.raises(TypeError, match=f"^{name}: key and seed are both given, got 1 and 2"):
+        make(key=1, seed=2)
