@@ -2,8 +2,14 @@
 
 Each has the settings of its paper but for what the problem asks of all: b2 of 0.98 where Adam's would be
 0.999, weight decay of 0.1 on matrices where the rule has any. "int8" keeps every field that is like the
-parameters in 8 bits, but for copies of parameters.
+parameters in 8 bits, but for copies of parameters. "optax" is optax's rule of that name: there for the three
+whose updates are not ours to a rounding (tests/contracts/test_numbers.py has them all).
 """
+
+import fnmatch
+
+import jax
+import optax
 
 import jaxopt_large as jl
 
@@ -103,4 +109,26 @@ RULES = {name: (rate, lambda r, n=name: _made(n, r)) for name, (rate, _) in _SET
 IN_8_BITS = {
     f"{name} int8": (RULES[name][0], lambda r, n=name, f=fields: _made(n, r, f))
     for name, fields in _IN_8_BITS.items()
+}
+
+
+def _mask(params):
+    """`MATRICES`, as optax has it."""
+
+    def is_decayed(path, _):
+        name = "/".join(str(key.key) for key in path)
+        return any(fnmatch.fnmatch(name, glob) for glob in MATRICES.split("|"))
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def _yogi_of_optax(rate):
+    decay = optax.add_decayed_weights(0.1, _mask)
+    return optax.chain(optax.scale_by_yogi(b2=0.98), decay, optax.scale_by_learning_rate(rate))
+
+
+IN_OPTAX = {
+    "noisy_sgd optax": (RULES["noisy_sgd"][0], lambda r: optax.noisy_sgd(r, eta=1e-8, key=1)),
+    "yogi optax": (RULES["yogi"][0], _yogi_of_optax),
+    "adan optax": (RULES["adan"][0], lambda r: optax.adan(r, weight_decay=0.1, mask=_mask)),
 }

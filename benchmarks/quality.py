@@ -94,7 +94,8 @@ RULES = {  # name -> learning rate to begin with, rule
 
 
 _MATRIX_RULES = tuple(RULES)
-_REST = {**_first_order.RULES, **_first_order.IN_8_BITS}
+_VARIANTS = (" int8", " optax")
+_REST = {**_first_order.RULES, **_first_order.IN_8_BITS, **_first_order.IN_OPTAX}
 RULES |= {name: made for name, made in _REST.items() if name not in RULES}
 
 
@@ -206,8 +207,9 @@ def _run(run):
 
 
 def _tuned(size, name, steps):
-    """The best learning rate on seed 0: both neighbors on the grid are worse; in 8 bits, that of float32."""
-    name = name.removesuffix(" int8")
+    """The best learning rate on seed 0: both neighbors on the grid are worse; a variant's is the rule's."""
+    for variant in _VARIANTS:
+        name = name.removesuffix(variant)
     rate = RULES[name][0]
     losses = {}
 
@@ -240,8 +242,8 @@ def _rounded(x):
     return float(f"{x:.3g}")
 
 
-def _rows():
-    found = _read()["runs"]
+def _rows(seeds=_SEEDS):
+    found = [r for r in _read()["runs"] if r["seed"] in seeds]
     groups = {}
     for r in found:
         groups.setdefault((r["size"], r["rule"], r["steps"]), {}).setdefault(r["learning_rate"], []).append(r)
@@ -263,6 +265,22 @@ def table():
         spread = max(losses) - min(losses)
         mean = statistics.mean(losses)
         print(f"| {size} | {name} | {steps} | {rate:g} | {mean:.3f} | {spread:.3f} | {len(losses)} |")
+
+
+def first_order_table():
+    """All rules of 0.23 M parameters on the first two seeds, each beside its variants."""
+    means = {}
+    for size, name, steps, rate, losses, _ in _rows(seeds=(0, 1)):
+        if (size, steps) == ("0.23M", 300) and len(losses) == 2:
+            means[name] = (rate, statistics.mean(losses), max(losses) - min(losses))
+    print("| rule | learning rate | validation loss | between seeds | int8 state | optax |")
+    print("|---|---|---|---|---|---|")
+    for name, (rate, loss, spread) in sorted(means.items(), key=lambda item: item[1][1]):
+        if name.endswith(_VARIANTS):
+            continue
+        others = (means.get(name + variant) for variant in _VARIANTS)
+        beside = (f"{other[1] - loss:+.3f}" if other else "" for other in others)
+        print(f"| {name} | {rate:g} | {loss:.3f} | {spread:.3f} | {' | '.join(beside)} |")
 
 
 _ELEMENTWISE = {"adamw": "-", "sgd": "--", "lion": ":"}
@@ -325,8 +343,9 @@ def main():
             found = _read()
             found["runs"] = [r for r in found["runs"] if r["rule"] not in args.forget]
             _FILE.write_text(json.dumps(found))
+    show = first_order_table if args.first_order else table
     if args.table or args.plot:
-        return table() if args.table else plot()
+        return show() if args.table else plot()
     studies = [
         (size, name, steps, _SEEDS[: args.seeds])
         for size in args.sizes
@@ -342,8 +361,7 @@ def main():
     )
     with pool:
         list(pool.map(_study, studies))
-    table()
-    return None
+    return show()
 
 
 if __name__ == "__main__":
