@@ -31,8 +31,12 @@ def _data():
     return jnp.asarray(np.random.default_rng(7).uniform(0.5, 1.5, size=(16, 16)), jnp.float32)
 
 
+_SETTINGS = {"rprop": {"max_step_size": 0.02}}  # larger ones end where gradients underflow
+
+
 def _guarded(case):
-    return jl.skip_nonfinite(optax.chain(jl.clip_by_global_norm(1.0), case.rule()))
+    rule = case.rule(**_SETTINGS.get(case.name, {}))
+    return jl.skip_nonfinite(optax.chain(jl.clip_by_global_norm(1.0), rule))
 
 
 def _step(rule, traces):
@@ -112,6 +116,7 @@ def test_jit_equals_unsharded(case, axis_type):
 @pytest.mark.compat
 @every_kind
 def test_pmap_equals_unsharded(case):
+    case.skip_if("obj_fn")  # gradients of whole parameters: refused, see test_any_rule
     rule, traces = jl.zero(_guarded(case), axis_name="data"), []
     params = jax.pmap(lambda p, _: p, "data", in_axes=(None, 0))(mixed_params(), jnp.arange(8))
     state = jax.pmap(rule.init, axis_name="data")(params)
