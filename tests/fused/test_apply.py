@@ -52,6 +52,8 @@ def _compare(rule, params, *, steps=3, exact=True, extra=None, kernels="auto"):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for (path, x), y in zip(jax.tree_util.tree_flatten_with_path(got)[0], jax.tree.leaves(want), strict=True):
         assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
         if exact:
             np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
         elif jnp.issubdtype(x.dtype, jnp.floating):
