@@ -136,7 +136,13 @@ def widened(stage: Stage, kept: Any, fields: dict[str, Array], dtype: Any) -> An
 
 
 def as_real(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    """Floating arrays in `dtype`; without jit, what all leaves share may be a Python number."""
+
+    def one(x: Any) -> Any:
+        is_floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_floating else x
+
+    return jax.tree.map(one, tree)
 
 
 def rounded(x: Array, dtype: Any) -> Array:

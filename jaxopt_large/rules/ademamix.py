@@ -11,6 +11,7 @@ from .._numerics import (
     as_decay,
     bias_correction,
     bounded,
+    complement,
     divide,
     ema,
     like,
@@ -50,6 +51,7 @@ class _Shared(NamedTuple):
     m1: Array
     nu: Array
     b3: Any
+    rest: Any  # 1 - b3, of which float32 would lose four digits after b3 is rounded
     alpha: Any
 
 
@@ -72,13 +74,14 @@ def scale_by_ademamix(
 
     def shared(kept: ScaleByAdemamixState) -> _Shared:
         n = safe_increment(kept.count)
-        slow, mix = (value_at(x, kept.count_m2) for x in (b3, alpha))
-        return _Shared(bias_correction(d1, n), bias_correction(d2, n), as_decay(slow), mix)
+        slow, mix = as_decay(value_at(b3, kept.count_m2)), value_at(alpha, kept.count_m2)
+        return _Shared(bias_correction(d1, n), bias_correction(d2, n), slow, complement(slow), mix)
 
     def step(shared: _Shared, g: Array, p: Any, kept: ScaleByAdemamixState) -> tuple[Array, Any]:
         del p
         g = bounded(g)
-        m1, m2 = ema(kept.m1, g, d1), ema(kept.m2, g, shared.b3)
+        m1 = ema(kept.m1, g, d1)
+        m2 = times(like(shared.b3, g), kept.m2) + times(like(shared.rest, g), g)
         nu = ema(kept.nu, abs_square(g), d2)
         mixed = over(m1, shared.m1) + times(like(shared.alpha, g), m2)
         root = jnp.sqrt(plus(nu / shared.nu, eps_root))

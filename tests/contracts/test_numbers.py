@@ -246,3 +246,18 @@ def test_weight_decay_masks(mask):
     updates, _ = rule.update(zero, rule.init(params), params)
     assert updates["a"].tolist() == [-0.5, -0.5]
     assert updates["b"]["c"].tolist() == [0.0, 0.0]
+
+
+def test_a_slow_decay_keeps_its_digits():
+    """1 - 0.9999 is off by 1.7e-4 where 0.9999 is rounded to float32 first."""
+    rule = jl.scale_by_ademamix(b3=0.9999)
+    params = jnp.ones(3)
+    _, state = jax.jit(rule.update)(params, rule.init(params))
+    np.testing.assert_allclose(state.m2, 1e-4, rtol=1e-6)
+
+
+def test_rules_run_op_by_op():
+    with jax.disable_jit():
+        rule, params = jl.ademamix(0.1), jnp.ones(3)
+        updates, _ = rule.update(params, rule.init(params), params)
+    assert bool(jnp.all(updates < 0))
