@@ -66,7 +66,8 @@ def test_the_numbers_of_all_at_once(most, name, formats, kind, shape, around, mo
         if np.issubdtype(x.dtype, np.integer) or x.dtype.itemsize == 1:  # a last bit may decide about a code
             assert np.mean(x != y) < 2e-3
         else:
-            tolerance = 1e-2 if x.dtype == jnp.bfloat16 else 2e-6
+            # differences of gradients, as Adan has them, enlarge a rounding
+            tolerance = 1e-2 if x.dtype == jnp.bfloat16 else 5e-6 if "adan" in name else 2e-6
             wide = x.astype(np.float64), y.astype(np.float64)
             np.testing.assert_allclose(*wide, rtol=tolerance, atol=tolerance * 1e-2)
 
