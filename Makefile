@@ -71,9 +71,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 .venv-tpu/.done: pyproject.toml
-	@echo "Installing jaxopt_large[compat,tpu-compile] into .venv-tpu ..."
+	@echo "Installing jaxopt_large[compat,train,tpu-compile] into .venv-tpu ..."
 	@$(PYTHON) -m venv .venv-tpu
-	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat,tpu-compile]'
+	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[compat,train,tpu-compile]'
 	@touch $@
 
 .venv-gpu/.done: pyproject.toml

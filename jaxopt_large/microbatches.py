@@ -85,26 +85,38 @@ def microbatched_value_and_grad(
     if mode == "sharded":
         return local
 
-    def deferred(params: Params, batch: Any) -> tuple[Array, Updates]:
-        def own(params: Params, batch: Any) -> tuple[Array, Updates]:
-            loss, grads = local(params, batch)
-            own_weight = jnp.float32(1.0) if weight is None else jnp.asarray(weight(batch), jnp.float32)
-            whole_weight = jax.lax.psum(own_weight, axis)
-            share = own_weight / jnp.where(whole_weight > 0, whole_weight, 1.0)
-            return jax.tree.map(lambda x: jax.lax.psum(x * share.astype(x.dtype), axis), (loss, grads))
+    return reduced_once(local, mesh, axis, PartitionSpec(axis), weight=weight)
 
-        whole, divided = PartitionSpec(), PartitionSpec(axis)
-        mapped = jax.shard_map(
-            own,
-            mesh=mesh,
-            in_specs=(whole, divided),
-            out_specs=whole,
-            axis_names={axis},
-            check_vma=False,
-        )
-        return mapped(params, batch)
 
-    return deferred
+def reduced_once(
+    gradient: Callable[[Params, Any], tuple[Array, Updates]],
+    mesh: Any,
+    axis: Any,
+    spec: PartitionSpec,
+    *,
+    weight: Callable[[Any], Scalar] | None = None,
+) -> Callable[[Params, Any], tuple[Array, Updates]]:
+    """Loss and gradient of each part of the mesh along an axis, on its own, and their one mean.
+
+    Args:
+      gradient: (params, batch) -> (loss, gradient), of what a part has of the batch.
+      mesh: the mesh.
+      axis: its axis that divides the batch; all others are left to the compiler.
+      spec: of each leaf of the batch.
+      weight: batch -> its weight in the mean; all alike by default.
+    """
+
+    def own(params: Params, batch: Any) -> tuple[Array, Updates]:
+        loss, grads = gradient(params, batch)
+        own_weight = jnp.float32(1.0) if weight is None else jnp.asarray(weight(batch), jnp.float32)
+        whole_weight = jax.lax.psum(own_weight, axis)
+        share = own_weight / jnp.where(whole_weight > 0, whole_weight, 1.0)
+        return jax.tree.map(lambda x: jax.lax.psum(x * share.astype(x.dtype), axis), (loss, grads))
+
+    whole = PartitionSpec()
+    return jax.shard_map(
+        own, mesh=mesh, in_specs=(whole, spec), out_specs=whole, axis_names={axis}, check_vma=False
+    )
 
 
 def mean_gradient(

@@ -61,15 +61,20 @@ class TransformerModel(Group):
     layers: Count
     width: Count
     heads: Count
+    kv_heads: Count | None = None
     mlp_width: Count | None = None
+    activation: Literal["relu_squared", "swiglu"] = "relu_squared"
+    rotary_base: Annotated[float, Field(gt=1, le=FLOAT32)] = 1e4
     tied: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    remat: bool | Literal["dots"] = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerModel":
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is not divisible by twice the {self.heads} heads")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is not divisible by the {self.kv_heads} kv_heads")
         return self
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from .._hyperparameters import FLOATING, RULE, domain_of, domains
+from .._partition import names_in
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
@@ -149,27 +150,30 @@ class Placement(Group):
     zero: str | None = None
     layers: str | None = None  # glob of parameters stacked along a first axis of layers
     offload: str | None = None  # glob over state paths: what is kept in the host's memory
-    params: dict[str, list[str | None]] = Field(default_factory=dict)
+    params: dict[str, list[str | list[str] | None]] = Field(default_factory=dict)
+    fsdp: str | None = None  # mesh axis that divides all matrices, whatever divides them already
 
     @model_validator(mode="after")
     def _axes_exist(self) -> "Placement":
         axes = ", ".join(self.mesh)
-        named = [("data_axis", self.data_axis), ("zero", self.zero)]
-        named += [(f"params {glob!r}", a) for glob, spec in self.params.items() for a in spec]
+        named = [("data_axis", self.data_axis), ("zero", self.zero), ("fsdp", self.fsdp)]
+        given = {glob: [a for part in spec for a in names_in(part)] for glob, spec in self.params.items()}
+        named += [(f"params {glob!r}", axis) for glob, axes in given.items() for axis in axes]
         for what, axis in named:
             if axis is not None and axis not in self.mesh:
                 raise ValueError(f"{what}: the mesh has no axis {axis!r}; its axes are {axes}")
-        for glob, spec in self.params.items():
-            given = [axis for axis in spec if axis is not None]
-            if len(set(given)) < len(given):
-                raise ValueError(f"params {glob!r}: an axis can divide one dimension, {given} has one twice")
+        for glob, axes_of_glob in given.items():
+            if len(set(axes_of_glob)) < len(axes_of_glob):
+                raise ValueError(
+                    f"params {glob!r}: an axis can divide one dimension, {axes_of_glob} has one twice"
+                )
         if self.parallel == "pmap":
             if list(self.mesh) != [self.data_axis]:
                 raise ValueError(
                     f"pmap takes a mesh with the one axis {self.data_axis!r}; this one has {axes}"
                 )
-            if self.params:
-                raise ValueError("pmap keeps all parameters on every device; params must be empty")
+            if self.params or self.fsdp:
+                raise ValueError("pmap keeps all parameters on every device; params and fsdp must be empty")
             if self.offload is not None or self.layers is not None:
                 raise ValueError("offload and layers are for parallel: jit")
         return self
@@ -186,6 +190,7 @@ class Train(Group):
     steps: Count
     batch: Count
     accumulate: Count = 1
+    accumulation: Literal["sharded", "deferred"] = "sharded"
     eval_every: Count = 100
     log_every: Count = 1
     checkpoint_every: Count = 500
@@ -217,7 +222,22 @@ class Config(Group):
                 f"train.batch: {self.train.batch} is not divisible by {parts} "
                 f"({size} devices along {self.placement.data_axis!r} x {self.train.accumulate} accumulated)"
             )
+        if self.train.accumulation == "deferred":
+            self._check_deferred()
         misfit = misfits(self.data, self.model)
         if misfit:
             raise ValueError(misfit)
         return self
+
+    def _check_deferred(self) -> None:
+        placement = self.placement
+        if placement.parallel == "pmap":
+            raise ValueError("train.accumulation: pmap reduces once as it is; deferred is for parallel: jit")
+        axis = placement.data_axis
+        divided = [glob for glob, spec in placement.params.items() if any(axis in names_in(a) for a in spec)]
+        if placement.fsdp == axis or divided:
+            what = "fsdp" if placement.fsdp == axis else f"params {divided[0]!r}"
+            raise ValueError(
+                f"train.accumulation: deferred needs parameters that {axis!r} does not divide; {what} does: "
+                "take sharded"
+            )

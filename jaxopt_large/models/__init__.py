@@ -3,6 +3,7 @@
 from typing import Any
 
 from ._model import Model as Model
+from ._place import Place as Place
 from .bert import bert
 from .mlp import mlp
 from .t5 import t5

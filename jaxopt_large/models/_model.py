@@ -16,13 +16,13 @@ class Model:
 
     Attributes:
       init: key -> parameters.
-      loss: (parameters, batch) -> mean loss in nats per token (or example). None for an architecture
-        that is here for planning only.
+      loss: (parameters, batch, place) -> mean loss in nats per token (or example); without `place` arrays
+        are wherever they are. None for an architecture that is here for planning only.
       accuracy: (parameters, batch) -> share of right answers; None where that says little.
     """
 
     init: Callable[[PRNGKeyArray], Params]
-    loss: Callable[[Params, Any], Float[Array, ""]] | None = None
+    loss: Callable[..., Float[Array, ""]] | None = None
     accuracy: Callable[[Params, Any], Float[Array, ""]] | None = None
 
     def abstract(self) -> Params:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import Params
 from ._model import Model
+from ._place import ANYWHERE, Place
 
 
 def mlp(*, inputs: int, hidden: list[int], classes: int) -> Model:
@@ -41,7 +42,8 @@ def mlp(*, inputs: int, hidden: list[int], classes: int) -> Model:
             x = jax.nn.relu(x) if i < len(sizes) - 2 else x
         return x
 
-    def loss(params: Params, batch: dict[str, Array]) -> Float[Array, ""]:
+    def loss(params: Params, batch: dict[str, Array], place: Place = ANYWHERE) -> Float[Array, ""]:
+        del place  # small enough for any
         scores = jax.nn.log_softmax(logits(params, batch["features"]))
         return -jnp.mean(jnp.take_along_axis(scores, batch["labels"][:, None], axis=1))
 

@@ -1,12 +1,14 @@
-"""A decoder-only transformer: pre-norm, RMSNorm, rotary positions, squared ReLU.
+"""A decoder-only transformer: pre-norm, RMSNorm, rotary positions, squared ReLU or SwiGLU.
 
 Layers are stacked along a leading axis and run under `lax.scan`, so that compile time does not grow
 with depth. Sources: Vaswani et al. 2017 (arXiv:1706.03762), Zhang and Sennrich 2019
-(arXiv:1910.07467), Su et al. 2021 (arXiv:2104.09864), So et al. 2021 (arXiv:2109.08668).
+(arXiv:1910.07467), Su et al. 2021 (arXiv:2104.09864), So et al. 2021 (arXiv:2109.08668), Shazeer 2020
+(arXiv:2002.05202) for SwiGLU, Ainslie et al. 2023 (arXiv:2305.13245) for grouped heads.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._types import Params
+from ._attention import attention, block_size
 from ._model import Model
+from ._place import ANYWHERE, Place
 
 _NORM_EPS = 1e-6
 _ROTARY_BASE = 10_000.0
+_STACK = "layers"
+
+Activation = Literal["relu_squared", "swiglu"]
 
 
 def transformer(
@@ -26,10 +33,13 @@ def transformer(
     layers: int,
     width: int,
     heads: int,
+    kv_heads: int | None = None,
     mlp_width: int | None = None,
+    activation: Activation = "relu_squared",
+    rotary_base: float = _ROTARY_BASE,
     tied: bool = False,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | Literal["dots"] = False,
 ) -> Model:
     """A language model on sequences of integers.
 
@@ -38,29 +48,34 @@ def transformer(
       layers: depth, the leading axis of every parameter under "layers".
       width: of the residual stream; divisible by twice the heads.
       heads: attention heads.
+      kv_heads: heads of keys and values, each shared by as many of queries; as many as heads by default.
       mlp_width: of the hidden layer; four times the width by default.
+      activation: of the hidden layer: squared ReLU, or SwiGLU with a gate beside it.
+      rotary_base: of the rotary positions' wavelengths.
       tied: use the embedding as the output head.
       dtype: of activations and matrix products; parameters are float32.
-      remat: recompute each layer in the backward pass, to save memory.
+      remat: recompute each layer in the backward pass, to save memory; "dots": all but matrix products.
 
     Returns:
       The model; its loss takes {"tokens": int[batch, length + 1]} and predicts each next token.
     """
-    hidden = mlp_width or 4 * width
+    hidden, kv_heads = mlp_width or 4 * width, kv_heads or heads
+    size = width // heads
 
     def init(key: PRNGKeyArray) -> Params:
+        into: dict[str, tuple[int, ...]] = {"qkv": (layers, width, 3, width)}
+        if kv_heads != heads:
+            into = {"kv": (layers, width, 2, kv_heads * size), "q": (layers, width, width)}
+        gate = {"gate": (layers, width, hidden)} if activation == "swiglu" else {}
         shapes = {
             "embed": (vocabulary, width),
-            "layers": {
-                "attn": {
-                    "norm": (layers, width),
-                    "out": (layers, width, width),
-                    "qkv": (layers, width, 3 * width),
-                },
+            _STACK: {
+                "attn": {"norm": (layers, width), "out": (layers, width, width), **into},
                 "mlp": {
                     "down": (layers, hidden, width),
                     "norm": (layers, width),
                     "up": (layers, width, hidden),
+                    **gate,
                 },
             },
             "norm": (width,),
@@ -73,39 +88,86 @@ def transformer(
             [_initial(k, path[-1].key, shape, layers) for k, (path, shape) in zip(keys, leaves, strict=True)]
         )
 
-    def loss(params: Params, batch: dict[str, Array]) -> Float[Array, ""]:
+    def layer(weights: Params, x: Array, angles: np.ndarray, place: Place) -> Array:
+        def normed(x: Array, part: str) -> Array:
+            return place.activation(_rms_norm(x, weights[part]["norm"]), "batch", None, None)
+
+        def added(x: Array, y: Array) -> Array:  # positions are divided over devices that share a layer
+            return place.activation(x + place.activation(y, "batch", "length", None), "batch", "length", None)
+
+        x = added(x, _attention(normed(x, "attn"), weights["attn"], heads, kv_heads, angles, place))
+        return added(x, _mlp(normed(x, "mlp"), weights["mlp"], place))
+
+    def loss(params: Params, batch: dict[str, Array], place: Place = ANYWHERE) -> Float[Array, ""]:
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        logits = _logits(params, inputs, heads, jnp.dtype(dtype), remat)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
+        wide = jnp.dtype(dtype)
+
+        def used(x: Array, path: str) -> Array:
+            """One layer of a parameter: matrices are sent in the dtype in which they are multiplied."""
+            return place.weight(x.astype(wide) if x.ndim > 1 else x, path)
+
+        # in float32, so that the gradient adds up what many positions give it; every row is looked up where
+        # it is needed, some columns each
+        table = place.activation(params["embed"], None, "hidden")
+        x = place.activation(table[inputs].astype(wide), "batch", None, "hidden")
+        x = place.activation(x, "batch", "length", None)
+        angles = _rotary_angles(inputs.shape[1], size, rotary_base)
+
+        def step(x: Array, weights: Params) -> tuple[Array, None]:
+            named = {
+                part: {name: used(w, f"{_STACK}/{part}/{name}") for name, w in some.items()}
+                for part, some in weights.items()
+            }
+            return layer(named, x, angles, place), None
+
+        x, _ = jax.lax.scan(_recomputed(step, remat), x, params[_STACK])
+        x = place.activation(_rms_norm(x, params["norm"]), "batch", None, None)
+        head = place.weight(params["embed"], "embed").T if tied else place.weight(params["head"], "head")
+        return _mean_nats(x, head, targets, place)
 
     return Model(init, loss)
+
+
+def _recomputed(step: Callable[..., Any], remat: bool | Literal["dots"]) -> Callable[..., Any]:
+    if not remat:
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(step, policy=policy)
+
+
+def _mean_nats(
+    x: Float[Array, "b t d"], head: Float[Array, "d v"], targets: Int[Array, "b t"], place: Place
+) -> Float[Array, ""]:
+    """Mean cross-entropy, of blocks of positions: logits take more memory than all else of a layer."""
+
+    def nats(x: Array, targets: Array) -> Array:
+        logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype)).astype(jnp.float32)
+        logits = place.activation(logits, "batch", None, "vocabulary")
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    length = x.shape[1]
+    size = block_size(length)
+    if size == length:
+        return jnp.mean(nats(x, targets))
+
+    @jax.checkpoint
+    def total(n: Array) -> Array:
+        some = [jax.lax.dynamic_slice_in_dim(a, n * size, size, axis=1) for a in (x, targets)]
+        return jnp.sum(nats(*some))
+
+    return jnp.sum(jax.lax.map(total, jnp.arange(length // size))) / targets.size
 
 
 def _initial(key: PRNGKeyArray, name: str, shape: tuple[int, ...], layers: int) -> Array:
     """Ones for norms; else normal with variance 1/fan-in, smaller where it adds to the residual."""
     if name == "norm":
         return jnp.ones(shape, jnp.float32)
-    fan_in = shape[-1] if name == "embed" else shape[-2]
+    fan_in = shape[-1] if name == "embed" else shape[0] if name == "head" else shape[1]
     scale = 1 / math.sqrt(fan_in)
     if name in ("out", "down"):
         scale /= math.sqrt(2 * layers)
     return scale * jax.random.normal(key, shape, jnp.float32)
-
-
-def _logits(
-    params: Params, tokens: Int[Array, "b t"], heads: int, dtype: Any, remat: bool
-) -> Float[Array, "b t v"]:
-    x = params["embed"][tokens].astype(dtype)
-    angles = _rotary_angles(tokens.shape[1], x.shape[-1] // heads)
-
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        x = x + _attention(_rms_norm(x, weights["attn"]["norm"]), weights["attn"], heads, angles)
-        return x + _mlp(_rms_norm(x, weights["mlp"]["norm"]), weights["mlp"]), None
-
-    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params["layers"])
-    head = params["head"] if "head" in params else params["embed"].T
-    return jnp.einsum("btd,dv->btv", _rms_norm(x, params["norm"]), head.astype(dtype)).astype(jnp.float32)
 
 
 def _rms_norm(x: Float[Array, "b t d"], gain: Float[Array, " d"]) -> Float[Array, "b t d"]:
@@ -115,22 +177,44 @@ def _rms_norm(x: Float[Array, "b t d"], gain: Float[Array, " d"]) -> Float[Array
 
 
 def _attention(
-    x: Float[Array, "b t d"], weights: Params, heads: int, angles: Float[np.ndarray, "t h"]
+    x: Float[Array, "b t d"],
+    weights: Params,
+    heads: int,
+    kv_heads: int,
+    angles: Float[np.ndarray, "t h"],
+    place: Place,
 ) -> Float[Array, "b t d"]:
     b, t, d = x.shape
-    qkv = jnp.einsum("btd,de->bte", x, weights["qkv"].astype(x.dtype)).reshape(b, t, 3, heads, d // heads)
-    q, k, v = _rotate(qkv[:, :, 0], angles), _rotate(qkv[:, :, 1], angles), qkv[:, :, 2]
-    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    return jnp.einsum("btd,de->bte", mixed.reshape(b, t, d), weights["out"].astype(x.dtype))
+
+    def by_heads(x: Array, heads: int) -> Array:
+        return place.activation(x.reshape(b, t, heads, -1), "batch", None, "heads", None)
+
+    if "qkv" in weights:
+        q, k, v = (
+            by_heads(y, heads) for y in jnp.moveaxis(jnp.einsum("btd,dce->btce", x, weights["qkv"]), 2, 0)
+        )
+    else:
+        q = by_heads(jnp.einsum("btd,de->bte", x, weights["q"]), heads)
+        k, v = (
+            by_heads(y, kv_heads) for y in jnp.moveaxis(jnp.einsum("btd,dce->btce", x, weights["kv"]), 2, 0)
+        )
+    mixed = attention(_rotate(q, angles), _rotate(k, angles), v).reshape(b, t, d)
+    mixed = place.activation(mixed, "batch", None, "hidden")
+    return jnp.einsum("btd,de->bte", mixed, weights["out"])
 
 
-def _mlp(x: Float[Array, "b t d"], weights: Params) -> Float[Array, "b t d"]:
-    h = jnp.square(jax.nn.relu(jnp.einsum("btd,dh->bth", x, weights["up"].astype(x.dtype))))
-    return jnp.einsum("bth,hd->btd", h, weights["down"].astype(x.dtype))
+def _mlp(x: Float[Array, "b t d"], weights: Params, place: Place) -> Float[Array, "b t d"]:
+    up = place.activation(jnp.einsum("btd,dh->bth", x, weights["up"]), "batch", None, "hidden")
+    if "gate" in weights:
+        gate = place.activation(jnp.einsum("btd,dh->bth", x, weights["gate"]), "batch", None, "hidden")
+        h = jax.nn.silu(gate) * up
+    else:
+        h = jnp.square(jax.nn.relu(up))
+    return jnp.einsum("bth,hd->btd", h, weights["down"])
 
 
-def _rotary_angles(length: int, size: int) -> Float[np.ndarray, "t h"]:
-    frequencies = _ROTARY_BASE ** (-np.arange(0, size, 2) / size)
+def _rotary_angles(length: int, size: int, base: float) -> Float[np.ndarray, "t h"]:
+    frequencies = base ** (-np.arange(0, size, 2) / size)
     return np.outer(np.arange(length), frequencies).astype(np.float32)
 
 

@@ -1,5 +1,6 @@
 """The two ways to run a step on many devices: jit over a mesh, and pmap."""
 
+import functools
 import math
 from typing import Any, Protocol
 
@@ -8,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._errors import Problems
-from .._paths import first_match, leaf_paths, map_with_path, nearest
 from .._types import Params, Rule, State
 from ..checkpoint import unpadded
 from ..config import Config
 from ..evaluation import evaluation_params, has_averages
+from ..microbatches import mean_gradient, reduced_once
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device
-from ._errors import RunError
-from .step import Metrics, make_evaluation, make_step
+from ..placement.shardings import gradient_shardings
+from .shardings import OnMesh, placed_params
+from .step import Gradient, Metrics, Objective, loss_of, make_evaluation, make_step
 
 
 class Execution(Protocol):
@@ -55,18 +56,36 @@ class JitExecution:
 
     def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
         self._config, self._model, self._rule, self._mesh = config, model, rule, mesh
+        self.params = placed_params(config, model, mesh)
+        objective = loss_of(model, OnMesh(mesh, (config.placement.data_axis,), self.params))
+        self._train = make_step(objective, rule, gradient=self._gradient(objective))
+        self._evaluate = jax.jit(make_evaluation(objective, model.accuracy))
         self._step: Any = None  # made by `init`, which knows where results belong
-        self._evaluate = jax.jit(make_evaluation(model))
 
     def init(self, key: Any) -> tuple[Params, State]:
-        shardings = param_shardings(self._config, self._model.abstract(), self._mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, self.params)
         params = jax.jit(self._model.init, out_shardings=shardings)(key)
         state = _on_mesh(self._rule.init(params), self._mesh)
-        whole = NamedSharding(self._mesh, PartitionSpec())
-        places = (shardings, jax.tree.map(lambda x: x.sharding, state), whole)
-        step = make_step(self._model, self._rule)
-        self._step = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+        self._step = self.jitted(jax.tree.map(lambda x: x.sharding, state))
         return params, state
+
+    def jitted(self, state_shardings: Any) -> Any:
+        """The step, jitted: (params, state, batch) -> (params, state, metrics)."""
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        places = (jax.tree.map(lambda x: x.sharding, self.params), state_shardings, whole)
+        return jax.jit(self._train, donate_argnums=(0, 1), out_shardings=places)
+
+    def _gradient(self, objective: Objective) -> Gradient:
+        """The gradient of a batch in micro-batches, reduced for each of them or once."""
+        placement, mesh = self._config.placement, self._mesh
+        if self._config.train.accumulation == "deferred":
+            own = loss_of(self._model, OnMesh(mesh, (), self.params))
+            axis = placement.data_axis
+            local = functools.partial(mean_gradient, own)
+            return reduced_once(local, mesh, axis, PartitionSpec(None, axis))
+        divided = placement.zero is not None and self._config.train.accumulate > 1
+        shardings = gradient_shardings(self._rule, self.params) if divided else None
+        return functools.partial(mean_gradient, objective, shardings=shardings)
 
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
         rows = self._config.train.accumulate
@@ -107,11 +126,13 @@ class PmapExecution:
         self._devices = list(mesh.devices.flat)
         options: dict[str, Any] = {"axis_name": axis, "devices": self._devices}
         whole = config.placement.zero is None
-        step = make_step(model, rule, mean_over=axis, average_gradients=whole)
+        objective = loss_of(model)
+        step = make_step(objective, rule, mean_over=axis, average_gradients=whole)
         self._init_params = jax.pmap(model.init, **options)
         self._init_state = jax.pmap(rule.init, **options)
         self._step = jax.pmap(step, donate_argnums=(0, 1), **options)
-        self._evaluate = jax.pmap(make_evaluation(model, mean_over=axis), **options)
+        evaluate = make_evaluation(objective, model.accuracy, mean_over=axis)
+        self._evaluate = jax.pmap(evaluate, **options)
         self._put_back = jax.pmap(lambda x: x, **options)
 
     def init(self, key: Any) -> tuple[Params, State]:
@@ -159,37 +180,6 @@ def _averaged(params: Params, state: State) -> Params:
         return params
     found = evaluation_params(state, params)
     return jax.tree.map(lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), found, params)
-
-
-def param_shardings(config: Config, params: Params, mesh: Any) -> Any:
-    """Each parameter's sharding: the spec of the first glob in placement.params, else replicated.
-
-    Raises:
-      RunError: a glob matches no parameter, or a spec does not divide those that it matches.
-    """
-    specs, sizes = config.placement.params, config.placement.mesh
-    problems, unused = Problems("placement.params"), set(specs)
-
-    def sharding(path: str, leaf: Any) -> NamedSharding:
-        glob = first_match(list(specs), path)
-        if glob is None:
-            return NamedSharding(mesh, PartitionSpec())
-        unused.discard(glob)
-        spec, shape = specs[glob], tuple(leaf.shape)
-        cuts = [(n, axis, sizes[axis]) for n, axis in zip(shape, spec, strict=False) if axis]
-        uneven = [f"{n} by {axis}={size}" for n, axis, size in cuts if n % size]
-        if len(spec) > len(shape):
-            problems.add(f"{glob!r} divides more dimensions than there are, got {spec} for {shape}", at=path)
-        elif uneven:
-            problems.add(f"{glob!r} does not divide evenly, got {', '.join(uneven)}", at=path)
-        return NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
-
-    found = map_with_path(sharding, params)
-    for glob in unused:
-        near = f"the nearest are {nearest(glob, leaf_paths(params))}"
-        problems.add(f"{glob!r} matches no parameter that no glob before it does", allowed=near)
-    problems.raise_if_any(RunError)
-    return found
 
 
 def _on_mesh(state: State, mesh: Mesh) -> State:

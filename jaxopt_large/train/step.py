@@ -1,5 +1,6 @@
 """One training step and one evaluation, as pure functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._types import Params, Rule, State
+from .._types import Params, Rule, State, Updates
 from ..gradient_norm import WatchState
 from ..microbatches import mean_gradient
-from ..models import Model
+from ..models import Model, Place
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
+
+Objective = Callable[[Params, Any], Array]  # (parameters, batch) -> a mean over the batch
+Gradient = Callable[[Params, Any], tuple[Array, Updates]]  # (parameters, batch) -> loss and gradient
 
 
 class Metrics(NamedTuple):
@@ -25,23 +29,28 @@ class Metrics(NamedTuple):
 
 
 def make_step(
-    model: Model, rule: Rule, *, mean_over: str | None = None, average_gradients: bool = False
+    objective: Objective,
+    rule: Rule,
+    *,
+    gradient: Gradient | None = None,
+    mean_over: str | None = None,
+    average_gradients: bool = False,
 ) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
     """(params, state, batch) -> (params, state, metrics).
 
     Args:
-      model: its loss is minimized.
+      objective: the loss that is minimized.
       rule: built around `watched`.
+      gradient: (params, batch) -> (loss, gradient); by default the mean of the objective's.
       mean_over: a mapped axis over which the loss is averaged.
       average_gradients: average gradients over it as well, for rules without `zero`.
 
     The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32.
     """
-
-    objective = _loss_of(model)
+    gradient = gradient or functools.partial(mean_gradient, objective)
 
     def step(params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        loss, grads = mean_gradient(objective, params, batch)
+        loss, grads = gradient(params, batch)
         if mean_over is not None:
             loss = jax.lax.pmean(loss, mean_over)
         if average_gradients:
@@ -57,31 +66,34 @@ def make_step(
 
 
 def make_evaluation(
-    model: Model, *, mean_over: str | None = None
+    objective: Objective, accuracy: Objective | None, *, mean_over: str | None = None
 ) -> Callable[[Params, Any], dict[str, Array]]:
     """(params, batch) -> means of the loss, and of the accuracy where the model has one."""
 
-    objective = _loss_of(model)
-
     def evaluate(params: Params, batch: Any) -> dict[str, Array]:
         means = {"validation_loss": objective(params, batch)}
-        if model.accuracy is not None:
-            means["validation_accuracy"] = model.accuracy(params, batch)
+        if accuracy is not None:
+            means["validation_accuracy"] = accuracy(params, batch)
         return jax.lax.pmean(means, mean_over) if mean_over else means
 
     return evaluate
 
 
-def _on_part(objective: Callable[..., Any], batch: Any) -> Callable[[Params], Any]:
+def _on_part(objective: Objective, batch: Any) -> Callable[[Params], Any]:
     """The loss of the first micro-batch: enough for who estimates curvature."""
     part = jax.tree.map(lambda x: x[0], batch)
     return lambda params: objective(params, part)
 
 
-def _loss_of(model: Model) -> Callable[..., Any]:
+def loss_of(model: Model, place: Place | None = None) -> Objective:
+    """A model's loss, told where arrays are.
+
+    Raises:
+      RunError: it has none.
+    """
     if model.loss is None:
         raise RunError("train: this model is here for planning only; it has no loss.")
-    return model.loss
+    return model.loss if place is None else functools.partial(model.loss, place=place)
 
 
 def find(kind: type, state: State) -> Any:

@@ -255,6 +255,7 @@ _PUBLISHED = {
     "bert_base": (109_482_240, 0.0),
     "t5_3b": (2_851_598_336, 0.0),
     "gpt3_175b": (175e9, 0.01),
+    "llama3_8b": (8_030_261_248, 0.0),
 }
 
 
@@ -277,7 +278,7 @@ def _load_again(config):
 def test_large_configurations_are_planned_without_allocating(name):
     from jaxopt_large.config import mesh_of
     from jaxopt_large.models import make_model
-    from jaxopt_large.train.execution import param_shardings
+    from jaxopt_large.train.shardings import param_shardings
 
     config = load(_CONFIGS / f"{name}.yaml")
     abstract = make_model(config.model).abstract()

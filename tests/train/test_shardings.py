@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_large.config import mesh_of
 from jaxopt_large.train import RunError
-from jaxopt_large.train.execution import param_shardings
+from jaxopt_large.train.shardings import param_shardings
 
 from .runs import small
 
