@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,13 +47,17 @@ class StateRow(NamedTuple):
     is_decided: bool
 
 
-def state_rows(state: Any, params: Params, mapped: tuple[int, ...] = ()) -> list[StateRow]:
+def state_rows(
+    state: Any, params: Params, mapped: tuple[int, ...] = (), on_device: Sequence[int] | None = None
+) -> list[StateRow]:
     """A row for each array, in the order of the parameters; first what all of them share.
 
     Args:
       state: its shapes; each with an axis in front for each of `mapped`.
       params: the parameters.
       mapped: the sizes of mapped axes.
+      on_device: bytes of each array on one device, where they are known; what is in the host's memory is
+        left out.
     """
     names, params_leaves = leaf_paths(params), jax.tree.leaves(params)
     keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
@@ -66,6 +71,9 @@ def state_rows(state: Any, params: Params, mapped: tuple[int, ...] = ()) -> list
     for path, x in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)[0]:
         count = len(jax.tree.leaves(x))
         mine, covered = placed[at : at + count], at < len(decided) and decided[at]
+        if on_device is not None:
+            held = zip(mine, on_device[at : at + count], strict=True)
+            mine = [place._replace(device_bytes=n) if place.device_bytes else place for place, n in held]
         at += count
         if not mine:
             continue

@@ -78,6 +78,49 @@ def schedule(config: str, /, *, set: tuple[str, ...] = (), png: str | None = Non
     return 0 if shown else 1
 
 
+def plan(
+    config: str,
+    /,
+    *,
+    chip: str | None = None,
+    mesh: str | None = None,
+    set: tuple[str, ...] = (),
+    json: bool = False,
+) -> int:
+    """Say what each device of a run holds, before there is one. The exit code is 1 if that does not fit.
+
+    Args:
+      config: a YAML file, such as configs/gpt3_175b.yaml.
+      chip: the kind of the devices: v4, v5e, v5p, v6e, tpu7x, A100, H100, H200, B200 or MI300X.
+      mesh: other devices than the file's, like data=128,model=8.
+      set: settings that win over the file, like train.batch=64; may be given several times.
+      json: for other programs.
+    """
+    from .config import ConfigError, load
+    from .train import RunError, plan_of
+
+    try:
+        devices = () if mesh is None else (f"placement.mesh={_mesh(mesh)}",)
+        found = plan_of(load(config, (*devices, *set)), chip=chip)
+    except (ConfigError, FileNotFoundError, RunError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(found.to_json() if json else found)
+    return 0 if found.fits else 1
+
+
+def _mesh(text: str) -> str:
+    """ "data=128,model=8" as YAML.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    if not all(name and number.isdigit() for name, _, number in pairs):
+        raise ValueError(f"plan: mesh is not understood, got {text!r}. Write it like data=128,model=8.")
+    return "{" + ", ".join(f"{name}: {number}" for name, _, number in pairs) + "}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -97,6 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     app: Any = tyro.extras.SubcommandApp()
     app.command(train, name="train")
     app.command(schedule, name="schedule")
+    app.command(plan, name="plan")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     description = "Optimizers for JAX models that outgrow one device."
     try:

@@ -1,5 +1,28 @@
-"""What a step costs."""
+"""What a run costs, before it starts.
+
+`jl.plan` is this package, and can be called: `print(jl.plan(rule, params))`.
+"""
+
+import sys as _sys
+import types as _types
+from typing import Any as _Any
 
 from ..hlo import Collective as Collective
 from ..hlo import Collectives as Collectives
 from ..hlo import collectives as collectives
+from .chips import CHIPS as CHIPS
+from .chips import Chip as Chip
+from .memory import Plan as Plan
+from .memory import PlanRow as PlanRow
+from .memory import Whole as Whole
+from .memory import plan as plan
+
+
+class _CallableModule(_types.ModuleType):
+    """The module, which has the name of the function."""
+
+    def __call__(self, *args: _Any, **options: _Any) -> Plan:
+        return plan(*args, **options)
+
+
+_sys.modules[__name__].__class__ = _CallableModule
