@@ -1,9 +1,9 @@
-"""What the training steps of configurations take on TPUs that are not there, by the TPU compiler's own account.
+"""What training steps of configurations take on TPUs that are not there, by the TPU compiler's own account.
 
     python benchmarks/runs.py configs/gpt3_175b.yaml v5p:8x8x16   # in an environment of `make tpu`
 
 The whole step is compiled, as `jaxopt-large train` would run it: loss, gradients in micro-batches, clipping,
-the rule, new parameters. Saved in results/runs.json, a record for each configuration and topology.
+the rule, new parameters. With --keep it is saved in results/runs.json, by configuration and topology.
 """
 
 import argparse
@@ -81,17 +81,30 @@ def main():
     args = parser.parse_args()
     config = jl.load(args.config, args.set)
     began = time.perf_counter()
-    record = record_of(compiled(config, args.topology))
+    try:
+        record = record_of(compiled(config, args.topology))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        record = {"refused": str(error).splitlines()[0]}
     seconds = time.perf_counter() - began
-    gib = {key: round(x, 2) for key, x in record["gib"].items()}
-    print(f"{config.name} on {args.topology}: {gib} GiB a chip; compiled in {seconds:.0f} s")
-    for kind, row in record["collectives"].items():
-        print(f"  {kind:20} {row['count']:4} ({row['in loops']} in loops) {row['gib']:9.2f} GiB")
+    name = " ".join([f"{config.name} on {args.topology}", *args.set])
+    print(f"{name}: {_in_words(record)}; compiled in {seconds:.0f} s")
     if args.keep:
         records = json.loads(_FILE.read_text()) if _FILE.exists() else {}
-        about_it = about("jax", "jaxlib", "libtpu")
-        records[f"{config.name} on {args.topology}"] = {**about_it, "seconds": seconds, **record}
+        records[name] = {**about("jax", "jaxlib", "libtpu"), "seconds": round(seconds), **record}
         _FILE.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def _in_words(record):
+    if "refused" in record:
+        return record["refused"]
+    gib = ", ".join(f"{what} {x:.2f}" for what, x in record["gib"].items())
+    rows = [
+        f"  {kind:20} {row['count']:4} ({row['in loops']} in loops) {row['gib']:9.2f} GiB"
+        for kind, row in record["collectives"].items()
+    ]
+    return "\n".join([f"GiB a chip: {gib}", *rows])
 
 
 if __name__ == "__main__":
