@@ -81,7 +81,9 @@ def test_jumps_are_survived(case, jump):
 def test_updates_mind_no_scale_in_float32(case, scale):
     """As the papers' do, whose eps are relative or 0."""
     settings = (
-        {"eps": 0.0} if case.name in ("muon", "normuon", "scion", "dion", "soap", "shampoo", "apollo") else {}
+        {"eps": 0.0}
+        if case.name in ("muon", "normuon", "scion", "dion", "soap", "shampoo", "apollo", "galore")
+        else {}
     )
     grads, tree, seen = leaf(5, 4, 8, 12), {"w": leaf(3, 8, 12)}, []
     for by in (1.0, scale):

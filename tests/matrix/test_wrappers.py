@@ -79,8 +79,9 @@ def _large(dtype=jnp.float32):
 @every_rule
 def test_momentum_in_8_bits_follows_that_in_32(case):
     tree, grads = _large(), gradients(_large(), 5)
-    plain, _ = _steps(case.rule(), tree, grads)
-    kept, _ = _steps(jl.stored(case.rule(), mu=jl.int8()), tree, grads)
+    wide = {"rank": 64} if case.name in ("galore", "apollo") else {}  # of fewer rows nothing is in 8 bits
+    plain, _ = _steps(case.rule(**wide), tree, grads)
+    kept, _ = _steps(jl.stored(case.rule(**wide), mu=jl.int8()), tree, grads)
     moved = np.linalg.norm(plain["w"] - tree["w"])
     # of SOAP's second moments, in a basis that is new, some are small beside the errors of all entries
     most = 0.3 if case.name == "soap" else 0.1
