@@ -20,6 +20,7 @@ class Wrapper(enum.Enum):
     OFFLOAD = "offload"
     SKIP_BY_DEVICE = "skip_nonfinite"  # inside a mapped axis whose name it does not know
     STORED = "stored"
+    STORED_PARAMETERS = "stored(params=...)"  # whose parameters are not what a rule has made of them
     ZERO = "zero"
     ZERO_MAPPED = "zero(axis_name=...)"
 

@@ -87,7 +87,9 @@ def plan(
     set: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
-    """Say what each device of a run holds, before there is one. The exit code is 1 if that does not fit.
+    """Say what each device of a run holds, before there is one.
+
+    Parameters, gradients and state; the exit code is 1 if they alone do not fit the chip.
 
     Args:
       config: a YAML file, such as configs/gpt3_175b.yaml.

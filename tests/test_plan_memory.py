@@ -37,7 +37,8 @@ def _mesh():
 
 
 def _params(specs, mesh):
-    shapes = {"w": (256, 512), "u": (96, 8, 200), "b": (40,)}
+    shapes = {"w": (256, 512), "u": (96, 8, 200), "b": (40,), "odd": (333, 701)}
+    specs = {**specs, "odd": P()}
     return {k: jax.device_put(jnp.ones(s), NamedSharding(mesh, specs[k])) for k, s in shapes.items()}
 
 
@@ -45,7 +46,7 @@ def _held(tree):
     """Bytes of each device, the most; CPUs give 4 bits a byte, which chips do not."""
     sizes = {}
     for x in jax.tree.leaves(tree):
-        for shard in x.addressable_shards:
+        for shard in x.addressable_shards if x.sharding.memory_kind != "pinned_host" else []:
             is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
             size = (jax.random.key_data(shard.data) if is_key else shard.data).nbytes
             size //= 2 if x.dtype == jnp.int4 else 1
@@ -148,6 +149,31 @@ def test_bad_input(options, error, expected):
         jl.plan("adam", {"w": jnp.ones((4, 4))})
 
 
+def test_deferred_gradients_are_whole():
+    mesh = AbstractMesh((8,), ("data",))
+    params = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    rule = jl.zero(jl.adam(1e-3), mesh, "data")
+    found = jl.plan(rule, params, mesh, accumulate=2, accumulation="deferred")
+    assert found.part("gradients") == found.part("accumulators") == 4 * 2**20
+    assert jl.plan(rule, params).devices == 8
+
+
+def test_mapped_axes():
+    params = {"w": jnp.ones((1024, 64))}
+    rule = jl.zero(jl.stored(jl.adam(1e-3), nu=jl.int8()), axis_name="data")
+    found = jl.plan(rule, params, axis_sizes={"data": 8})
+    state = jax.pmap(rule.init, axis_name="data")(jl.replicate(params, jax.devices()))
+    assert (found.devices, found.part("state")) == (8, _held(state))
+    assert found.part("gradients") == 4 * 1024 * 64
+
+
+def test_numbers_and_numpy_arrays():
+    found = jl.plan(jl.adam(1e-3), {"w": 1.0, "v": np.ones((4, 4))})
+    assert found.part("parameters") == 4 * 17
+    with pytest.raises(TypeError, match=r"plan: a parameter is not an array, got 'x' at w"):
+        jl.plan(jl.adam(1e-3), {"w": "x"})
+
+
 @pytest.mark.parametrize("file", sorted(_CONFIGS.glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_configuration_has_a_plan(file):
     found = plan_of(jl.load(file), chip="v5p")
@@ -155,13 +181,25 @@ def test_every_configuration_has_a_plan(file):
     assert found.part("state") > 0
 
 
-def test_a_run_holds_what_its_plan_says():
+@pytest.mark.parametrize(
+    ("file", "overrides"),
+    [
+        ("stdlib_gpt_tensor", ["placement.fsdp=data"]),
+        ("stdlib_gpt_pmap", ["placement.zero=data"]),
+        ("stdlib_gpt_offload", []),
+        (
+            "digits_mlp",
+            ["placement.mesh={data: 8}", "placement.zero=data", "model.hidden=[333, 701]", "train.batch=64"],
+        ),
+    ],
+)
+def test_a_run_holds_what_its_plan_says(file, overrides):
     from jaxopt_large.config import mesh_of
     from jaxopt_large.gradient_norm import watched
     from jaxopt_large.models import make_model
     from jaxopt_large.train.execution import make_execution
 
-    config = jl.load(_CONFIGS / "stdlib_gpt_tensor.yaml", ["placement.fsdp=data"])
+    config = jl.load(_CONFIGS / f"{file}.yaml", overrides)
     mesh = mesh_of(config.placement)
     run = make_execution(config, make_model(config.model), jl.build(config, mesh=mesh, around=watched), mesh)
     params, state = run.init(jax.random.key(0))
@@ -191,3 +229,12 @@ def test_the_command(words, code, expected, capsys):
     shown = capsys.readouterr()
     assert expected in (shown.err if code == 2 else shown.out)
     assert caught.value.code == code
+
+
+def test_the_readme_shows_what_the_command_says(capsys):
+    readme = (_CONFIGS.parent / "README.md").read_text()
+    command = "jaxopt-large plan configs/gpt3_175b_v5e.yaml --chip v5e"
+    shown = readme.split(f"$ {command}\n")[1].split("```")[0]
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(_CONFIGS / "gpt3_175b_v5e.yaml"), "--chip", "v5e"])
+    assert capsys.readouterr().out.strip() == shown.strip()

@@ -151,7 +151,7 @@ class Placement(Group):
     layers: str | None = None  # glob of parameters stacked along a first axis of layers
     offload: str | None = None  # glob over state paths: what is kept in the host's memory
     params: dict[str, list[str | list[str] | None]] = Field(default_factory=dict)
-    fsdp: str | None = None  # mesh axis that divides all matrices, whatever divides them already
+    fsdp: str | None = None  # the data axis: it divides large matrices, whatever divides them already
 
     @model_validator(mode="after")
     def _axes_exist(self) -> "Placement":
@@ -167,6 +167,11 @@ class Placement(Group):
                 raise ValueError(
                     f"params {glob!r}: an axis can divide one dimension, {axes_of_glob} has one twice"
                 )
+        if self.fsdp not in (None, self.data_axis):
+            raise ValueError(
+                f"fsdp: parameters are divided over the data axis, {self.data_axis!r}, got {self.fsdp!r}; "
+                "for others there is params"
+            )
         if self.parallel == "pmap":
             if list(self.mesh) != [self.data_axis]:
                 raise ValueError(

@@ -1,12 +1,12 @@
 """Causal attention that never holds the scores of all positions with all others."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_BLOCK = 256  # queries whose scores are held at a time
-_LEAST = 32  # shorter blocks cost more than they save
-_FUSED = (jnp.bfloat16, jnp.float16)  # what cuDNN's kernel takes
+_BLOCK = 256  # positions at a time
 
 
 def attention(
@@ -14,30 +14,36 @@ def attention(
 ) -> Float[Array, "b t n s"]:
     """Each query with the keys before it and its own; `n` heads of queries share `m` of keys and values.
 
-    On GPU, in 16 bits, it is JAX's fused kernel (cuDNN's). Elsewhere a loop over blocks of queries, of which
-    the backward pass computes the scores anew: memory grows with the length, not with its square.
+    A loop over blocks of queries, of which the backward pass computes the scores anew: memory grows with the
+    length, not with its square.
     """
-    if jax.default_backend() == "gpu" and q.dtype in _FUSED and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     length = q.shape[1]
-    size = block_size(length)
-    if size == length:
+    count, size = blocks(length)
+    if count == 1:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    padded = pad(q, count * size)
 
     @jax.checkpoint
     def block(n: Array) -> Array:
-        some = jax.lax.dynamic_slice_in_dim(q, n * size, size, axis=1)
+        some = jax.lax.dynamic_slice_in_dim(padded, n * size, size, axis=1)
         at = n * size + jnp.arange(size)
         seen = at[:, None] >= jnp.arange(length)[None, :]
         return jax.nn.dot_product_attention(some, k, v, mask=seen[None, None])
 
-    blocks = jax.lax.map(block, jnp.arange(length // size))  # [blocks, b, size, n, s]
-    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape)
+    made = jax.lax.map(block, jnp.arange(count))  # [blocks, b, size, n, s]
+    return jnp.moveaxis(made, 0, 1).reshape(padded.shape)[:, :length]
 
 
-def block_size(length: int) -> int:
-    """Positions of a block: the most that divide the length; all of them where only few would."""
-    if length <= _BLOCK:
-        return length
-    size = next(n for n in range(_BLOCK, 0, -1) if length % n == 0)
-    return size if size >= _LEAST else length
+def blocks(length: int) -> tuple[int, int]:
+    """How many blocks of positions, and how long each is; the last may reach over the end.
+
+    >>> blocks(128), blocks(512), blocks(1021)
+    ((1, 128), (2, 256), (4, 256))
+    """
+    count = max(1, math.ceil(length / _BLOCK))
+    return count, math.ceil(length / count)
+
+
+def pad(x: Array, length: int) -> Array:
+    """[b, t, ...] -> [b, length, ...], with zeros."""
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._errors import message
 from .._types import Params
-from ._attention import attention, block_size
+from ._attention import attention, blocks, pad
 from ._model import Model
 from ._place import ANYWHERE, Place
 
@@ -58,7 +59,14 @@ def transformer(
 
     Returns:
       The model; its loss takes {"tokens": int[batch, length + 1]} and predicts each next token.
+
+    Raises:
+      ValueError: the width is not divisible by twice the heads, or the heads not by kv_heads.
     """
+    if width % (2 * heads) or heads % (kv_heads or heads):
+        wrong = f"width {width}, heads {heads} and kv_heads {kv_heads} do not divide"
+        allowed = "a width divisible by twice the heads, and heads by kv_heads"
+        raise ValueError(message("transformer", wrong, allowed=allowed))
     hidden, kv_heads = mlp_width or 4 * width, kv_heads or heads
     size = width // heads
 
@@ -103,7 +111,7 @@ def transformer(
         wide = jnp.dtype(dtype)
 
         def used(x: Array, path: str) -> Array:
-            """One layer of a parameter: matrices are sent in the dtype in which they are multiplied."""
+            """A layer of a parameter: matrices are sent in the dtype in which they are multiplied."""
             return place.weight(x.astype(wide) if x.ndim > 1 else x, path)
 
         # in float32, so that the gradient adds up what many positions give it; every row is looked up where
@@ -141,22 +149,25 @@ def _mean_nats(
     """Mean cross-entropy, of blocks of positions: logits take more memory than all else of a layer."""
 
     def nats(x: Array, targets: Array) -> Array:
+        # of a float32 head, whose gradient is a sum over all blocks
         logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype)).astype(jnp.float32)
         logits = place.activation(logits, "batch", None, "vocabulary")
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
     length = x.shape[1]
-    size = block_size(length)
-    if size == length:
+    count, size = blocks(length)
+    if count == 1:
         return jnp.mean(nats(x, targets))
+    padded = [pad(a, count * size) for a in (x, targets)]
 
     @jax.checkpoint
     def total(n: Array) -> Array:
-        some = [jax.lax.dynamic_slice_in_dim(a, n * size, size, axis=1) for a in (x, targets)]
-        return jnp.sum(nats(*some))
+        some = nats(*(jax.lax.dynamic_slice_in_dim(a, n * size, size, axis=1) for a in padded))
+        is_there = n * size + jnp.arange(size) < length
+        return jnp.sum(jnp.where(is_there[None, :], some, 0.0))
 
-    return jnp.sum(jax.lax.map(total, jnp.arange(length // size))) / targets.size
+    return jnp.sum(jax.lax.map(total, jnp.arange(count))) / targets.size
 
 
 def _initial(key: PRNGKeyArray, name: str, shape: tuple[int, ...], layers: int) -> Array:

@@ -12,13 +12,12 @@ from .._order import Wrapper, check_order
 from .._paths import check_glob, leaf_paths, matches
 from .._states import check_state
 from .._static import ANYTHING, is_placeholder
-from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from .._types import AnyRule, Params, Rule, Updates, make_rule
 from ._init_in_place import traced_init
-from ._layout import without_aliases
 from ._offload_state import OffloadPlan, OffloadState
 from ._specs import SMALL, infer_specs
 from ._stream import stream, ways
-from .shardings import state_shardings
+from .shardings import placed_init, state_shardings
 
 
 def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_bytes: int = SMALL) -> Rule:
@@ -71,11 +70,7 @@ def offload(rule: AnyRule, only: str = "*", *, layers: str | None = None, min_by
         shardings = hosted.map_hosted(
             state_shardings(rule, params), lambda s: s.with_memory_kind("pinned_host")
         )
-
-        def fresh(params: Params) -> State:
-            return without_aliases(rule.init(params), params)
-
-        return OffloadState(jax.jit(fresh, out_shardings=shardings)(params), hosted)
+        return OffloadState(placed_init(rule, params, shardings), hosted)
 
     def update(
         updates: Updates, state: OffloadState, params: Params | None = None, **extra: Any

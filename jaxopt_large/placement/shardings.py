@@ -162,7 +162,7 @@ def abstract_init(
     init = rule.init
     for name, size in (axis_sizes or {}).items():
         init = jax.vmap(init, in_axes=None, out_axes=0, axis_name=name, axis_size=size)
-    _check_arrays(params)
+    check_arrays(_WHO, params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     shardings = {path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}
     with known_shardings(shardings):
@@ -188,8 +188,12 @@ def init_state(rule: AnyRule, params: Params) -> Any:
     True
     """
     params = as_leaves(params)
+    return placed_init(rule, params, state_shardings(rule, params))
+
+
+def placed_init(rule: AnyRule, params: Params, shardings: Any) -> Any:
+    """`rule.init(params)` with given shardings, by a program that knows where the parameters are."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    shardings = state_shardings(rule, params)
 
     def init(params: Params) -> Any:
         with known_shardings({path: sharding_of(x) for path, x in leaves if sharding_of(x) is not None}):
@@ -198,8 +202,9 @@ def init_state(rule: AnyRule, params: Params) -> Any:
     return jax.jit(init, out_shardings=shardings)(params)
 
 
-def _check_arrays(params: Params) -> None:
-    problems = Problems(_WHO)
+def check_arrays(who: str, params: Params) -> None:
+    """Raises TypeError where a parameter is neither an array nor a number."""
+    problems = Problems(who)
     for path, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         if not hasattr(x, "dtype") and not isinstance(x, bool | int | float | complex):
             problems.add(f"a parameter is not an array, got {x!r}", at=path or "the root")

@@ -43,8 +43,8 @@ CHIPS = {
 }
 
 
-def chip_of(who: str, name: str) -> Chip:
-    """The chip of a name.
+def chip_of(who: str, name: str | Chip) -> Chip:
+    """The chip of a name; one that is a chip already as it is.
 
     Raises:
       ValueError: there is none.
@@ -52,9 +52,11 @@ def chip_of(who: str, name: str) -> Chip:
     >>> chip_of("plan", "v5e").memory / 2**30
     15.75
     """
+    if isinstance(name, Chip):
+        return name
     found = {known.lower(): chip for known, chip in CHIPS.items()}.get(str(name).lower())
     if found is None:
-        near = difflib.get_close_matches(str(name), CHIPS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(name), CHIPS, n=1, cutoff=0.6)
         do = f"Did you mean {near[0]!r}?" if near else ""
         raise ValueError(message(who, f"chip is unknown, got {name!r}", allowed=", ".join(CHIPS), do=do))
     return found

@@ -2,19 +2,22 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from .._errors import message
+from .._errors import check_rule, message
 from .._nodes import bytes_of
 from .._numerics import accumulation_dtype
-from .._state_rows import NONE, state_rows
+from .._partition import shards_of
+from .._state_rows import NONE, StateRow, state_rows
 from .._tables import Table, fields_of, size, table
-from .._types import AnyRule, Params
-from ..explanation import explain
-from ..placement.shardings import abstract_state, gradient_shardings
+from .._types import AnyRule, Params, Updates, as_leaves
+from ..accumulation import Mode
+from ..explanation import Explanation, explain
+from ..placement.shardings import abstract_state, check_arrays, gradient_shardings
 from .chips import Chip, chip_of
 
 _MOST_WHOLE = 5  # of what is not divided: the largest
@@ -133,24 +136,32 @@ def plan(
     params: Params,
     mesh: Mesh | AbstractMesh | None = None,
     *,
-    chip: str | None = None,
+    chip: str | Chip | None = None,
     accumulate: int = 1,
+    accumulation: Mode = "sharded",
+    axis_sizes: Mapping[str, int] | None = None,
 ) -> Plan:
     """What each device will hold of parameters, gradients and state; nothing is allocated.
+
+    Gradients count as `zero` divides them where one `zero` holds all parameters, else as the parameters are.
 
     Args:
       rule: any rule, with its wrappers.
       params: arrays, or `jax.ShapeDtypeStruct`s; those without a sharding are whole on every device.
-      mesh: the devices; by default those that the parameters are on.
-      chip: a name in `CHIPS`, such as "v5e", against whose memory the sum is held.
+      mesh: the devices; by default those of the parameters' shardings, or of `zero`.
+      chip: a name in `jl.plan.CHIPS`, such as "v5e", against whose memory the sum is held.
       accumulate: micro-batches; of more than one the gradients' sums are kept in float32.
+      accumulation: "deferred" where gradients are reduced once: they and their sums are then as the
+        parameters are.
+      axis_sizes: for `zero(..., axis_name=...)`: mapped axis -> number of devices, each of which holds whole
+        parameters and gradients.
 
     Returns:
-      The plan: printed, a table and what is left; `rows`, sums and JSON for programs.
+      The plan, a tuple of `PlanRow`s: printed, a table and what is left.
 
     Raises:
       ValueError: the chip is unknown, accumulate < 1, or placement refuses the parameters.
-      TypeError: rule is not a rule.
+      TypeError: rule is not a rule, a parameter no array, or mesh not a mesh.
 
     >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
     >>> params = {"w": jax.ShapeDtypeStruct((8192, 8192), jnp.float32)}
@@ -167,28 +178,30 @@ def plan(
     <BLANKLINE>
     8 devices, v5e of 15.75 GiB: 15.43 GiB left for activations.
     """
+    check_rule("plan", rule)
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(
-            message("plan", f"accumulate is out of range, got {accumulate!r}", allowed="an integer >= 1")
-        )
-    kind = None if chip is None else chip_of("plan", chip)
+        wrong = f"accumulate is out of range, got {accumulate!r}"
+        raise ValueError(message("plan", wrong, allowed="an integer >= 1"))
     if mesh is not None and not isinstance(mesh, Mesh | AbstractMesh):
         wrong = f"mesh is not a mesh, got {mesh!r}"
         raise TypeError(message("plan", wrong, allowed="jax.make_mesh(...) or an AbstractMesh"))
+    kind = None if chip is None else chip_of("plan", chip)
     placed = _placed(params, mesh)
-    state = abstract_state(rule, placed, mesh)
-    rows = [*_of_leaves("parameters", placed), *_gradients(rule, placed, accumulate)]
-    sums: dict[tuple[str, str], list[int]] = {}
-    on_device = [_device_bytes(x) for x in jax.tree.leaves(state)]
-    for row in state_rows(state, placed, on_device=on_device):
-        if row.field == NONE and not row.bytes:
-            continue
-        is_counter = row.path == NONE and row.shape == ()
-        key = ("counters", NONE) if is_counter else (f"{row.rule} {row.field}", row.dtype)
-        total = sums.setdefault(key, [0, 0])
-        total[0], total[1] = total[0] + row.bytes, total[1] + row.device_bytes
-    rows += [PlanRow("state", field, dtype, *total) for (field, dtype), total in sums.items()]
-    return Plan(rows, _devices(placed, mesh), kind, _whole(rule, placed))
+    if axis_sizes:
+        told = explain(rule, placed, axis_sizes=axis_sizes)
+        devices = math.prod(axis_sizes.values())
+        state = [row._replace(bytes=row.bytes * devices, device_bytes=row.bytes) for row in told.rows]
+        gradients = placed
+    else:
+        shapes = abstract_state(rule, placed, mesh)
+        on_device = [_device_bytes(x) for x in jax.tree.leaves(shapes)]
+        state = state_rows(shapes, placed, on_device=on_device)
+        told = explain(rule, placed)
+        devices = _devices(mesh, (placed, shapes))
+        gradients = placed if accumulation == "deferred" else _divided(rule, placed)
+    sums = [] if accumulate == 1 else _of_leaves("accumulators", _accumulators(gradients))
+    rows = [*_of_leaves("parameters", placed), *_of_leaves("gradients", gradients), *sums, *_of_state(state)]
+    return Plan(rows, devices, kind, _whole(told))
 
 
 def _placed(params: Params, mesh: Any) -> Params:
@@ -198,25 +211,27 @@ def _placed(params: Params, mesh: Any) -> Params:
     def one(x: Any) -> Any:
         sharding = getattr(x, "sharding", None)
         on_mesh = sharding if isinstance(sharding, NamedSharding) else everywhere or sharding
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh)
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=on_mesh)
 
-    return jax.tree.map(one, params)
+    check_arrays("plan", params)
+    return jax.tree.map(one, as_leaves(params))
 
 
-def _gradients(rule: AnyRule, params: Params, accumulate: int) -> list[PlanRow]:
-    """Divided as `zero` divides them, else as the parameters are; their sums too."""
+def _divided(rule: AnyRule, params: Params) -> Params:
+    """Gradients as `zero` divides them, else as the parameters are."""
     try:
         shardings = gradient_shardings(rule, params)
-    except ValueError:  # no zero over all of them
-        shardings = jax.tree.map(lambda x: x.sharding, params)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
-    found = _of_leaves("gradients", like)
-    if accumulate > 1:
-        wide = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, accumulation_dtype(x.dtype), sharding=x.sharding), like
-        )
-        found += _of_leaves("accumulators", wide)
-    return found
+    except ValueError:  # there is no zero over all of them; what else can be wrong, the state has shown
+        return params
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
+
+
+def _accumulators(gradients: Updates) -> Updates:
+    def wide(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, accumulation_dtype(x.dtype), sharding=x.sharding)
+
+    return jax.tree.map(wide, gradients)
 
 
 def _of_leaves(part: str, leaves: Any) -> list[PlanRow]:
@@ -228,24 +243,39 @@ def _of_leaves(part: str, leaves: Any) -> list[PlanRow]:
     return [PlanRow(part, NONE, dtype, *total) for dtype, total in sums.items()]
 
 
+def _of_state(rows: Iterable[StateRow]) -> list[PlanRow]:
+    """A row for each field and dtype."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        if row.field == NONE and not row.bytes:
+            continue
+        is_counter = row.path == NONE and row.shape == ()
+        key = ("counters", NONE) if is_counter else (f"{row.rule} {row.field}", row.dtype)
+        total = sums.setdefault(key, [0, 0])
+        total[0], total[1] = total[0] + row.bytes, total[1] + row.device_bytes
+    return [PlanRow("state", field, dtype, *total) for (field, dtype), total in sums.items()]
+
+
 def _device_bytes(x: Any) -> int:
-    """Of one device's part."""
+    """Of one device's part, padding included where its length does not divide."""
     if not isinstance(x.sharding, NamedSharding):
         return bytes_of(x)
-    return bytes_of(jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype))
+    shards = (shards_of(x.sharding.spec, dim, x.sharding.mesh) for dim in range(x.ndim))
+    share = tuple(-(-size // count) for size, count in zip(x.shape, shards, strict=True))
+    return bytes_of(jax.ShapeDtypeStruct(share, x.dtype))
 
 
-def _devices(params: Params, mesh: Any) -> int:
+def _devices(mesh: Any, placed: Any) -> int:
     if mesh is not None:
         return math.prod(mesh.shape.values())
-    return max((getattr(x.sharding, "num_devices", 1) for x in jax.tree.leaves(params)), default=1)
+    return max((getattr(x.sharding, "num_devices", 1) for x in jax.tree.leaves(placed)), default=1)
 
 
-def _whole(rule: AnyRule, params: Params) -> tuple[Whole, ...]:
+def _whole(told: Explanation) -> tuple[Whole, ...]:
     """What zero leaves on every device, the largest first."""
     found = [
         Whole(row.path, row.bytes, row.reason)
-        for row in explain(rule, params)
+        for row in told
         if row.wrapper == "zero" and row.where == "whole" and row.bytes
     ]
     return tuple(sorted(found, key=lambda w: -w.bytes)[:_MOST_WHOLE])

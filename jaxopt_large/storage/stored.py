@@ -1,8 +1,9 @@
 """State, and parameters, in fewer bits: one wrapper for any rule."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def stored(
         _warn_of_low_precision(params, kept)
         residuals = None if kept is None else jax.tree.map(lambda p: _residual(kept, p), params)
         wide = params if kept is None else jax.tree.map(_widened, params)
-        with inside(Wrapper.STORED):
+        with _inside(kept):
             inner = rule.init(wide)
             choices = choose("stored", rule, wide, inner, formats)
         step, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32)
@@ -120,13 +121,22 @@ def stored(
         given = jax.tree.structure(state.inner)
         codec = Codec(kept, state.plan.choices, state.seed, step, like)
         held = (put_together(state.inner, state.plan), state.residuals)
-        with inside(Wrapper.STORED):
+        with _inside(kept):
             changes, (inner, residuals) = updated(codec, rule, gradients, held, params, extra)
         if given != jax.tree.structure(inner):
             inner = given.unflatten(jax.tree.leaves(inner))
         return changes, StoredState(step, state.seed, residuals, inner, state.plan)
 
     return make_rule(init, update)
+
+
+@contextlib.contextmanager
+def _inside(kept: ParameterFormat | None) -> Iterator[None]:
+    with (
+        inside(Wrapper.STORED),
+        contextlib.nullcontext() if kept is None else inside(Wrapper.STORED_PARAMETERS),
+    ):
+        yield
 
 
 def _check(rule: Any, params: Any, seed: Any, formats: Any) -> None:

@@ -1,5 +1,7 @@
 """The plan of a run that a configuration describes."""
 
+from typing import Any
+
 from jax.sharding import AbstractMesh, AxisType
 
 from ..config import Config, build
@@ -20,10 +22,11 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
       RunError: a spec of the configuration does not fit the model.
       ValueError: the chip is unknown.
     """
-    # pmap divides as jit over a mesh of one axis does
-    placement = config.placement.model_copy(update={"parallel": "jit"})
-    config = config.model_copy(update={"placement": placement})
-    sizes = placement.mesh
+    placement, sizes = config.placement, config.placement.mesh
+    options: dict[str, Any] = {"chip": chip, "accumulate": config.train.accumulate}
+    if placement.parallel == "pmap":
+        return plan_rule(build(config), make_model(config.model).abstract(), axis_sizes=sizes, **options)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     params = placed_params(config, make_model(config.model), mesh)
-    return plan_rule(build(config, mesh=mesh), params, mesh, chip=chip, accumulate=config.train.accumulate)
+    accumulation = config.train.accumulation
+    return plan_rule(build(config, mesh=mesh), params, mesh, accumulation=accumulation, **options)

@@ -16,6 +16,7 @@ from ..config import Config
 from ..models import Model, Place
 from ._errors import RunError
 
+_SMALL = 2**16  # bytes of a matrix that may stay whole
 _SHORTEST = 8  # rows of a share: with fewer, sending one costs more than it holds
 _Names = list[tuple[str, ...]]  # the mesh axes of each dimension
 
@@ -30,16 +31,22 @@ def param_shardings(config: Config, params: Params, mesh: Any) -> Any:
     specs = _tensor_specs(placement.params, params, mesh)
     problems = Problems("placement")
     check_glob(problems, "layers", placement.layers, leaf_paths(params), "parameter")
-    problems.raise_if_any(RunError)
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
         parts = specs[path]
         if placement.fsdp is not None:
             stacked = placement.layers is not None and matches(placement.layers, path)
             parts = with_fsdp(parts, leaf.shape, placement.fsdp, mesh, layers=stacked)
+            whole = not any(placement.fsdp in names for names in parts)
+            if whole and leaf.ndim - stacked > 1 and leaf.size * leaf.dtype.itemsize >= _SMALL:
+                by = _told((placement.fsdp,), mesh)
+                wrong = f"fsdp finds no dimension of {tuple(leaf.shape)} that {by} divides too"
+                problems.add(wrong, at=path, do="Change the model's sizes, or leave fsdp out")
         return NamedSharding(mesh, normal_spec(parts))
 
-    return map_with_path(sharding, params)
+    found = map_with_path(sharding, params)
+    problems.raise_if_any(RunError)
+    return found
 
 
 def placed_params(config: Config, model: Model, mesh: Any) -> Params:

@@ -13,6 +13,7 @@ from .._errors import message
 from .._global_norm import global_norm
 from .._hyperparameters import Count, NonNegative, Positive, checked
 from .._numerics import accumulation_dtype, as_scalar, bounded, safe_increment, scalar_dtype, times
+from .._order import Wrapper, is_inside
 from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
 from ..leafwise import first_parameters, zeros
@@ -36,7 +37,7 @@ class MechanicState(NamedTuple):
     v: Bettors  # sum of squared bets
     s: Bettors  # the scales, whose sum is the scale
     x0: Updates  # the first parameters, float32
-    delta: Updates  # float32 sums of the rule's updates of low-precision parameters; None for others
+    delta: Updates  # float32 sums of the rule's updates of parameters that round; None for others
 
 
 @checked
@@ -60,7 +61,7 @@ def mechanic(
 
     with $m_i$ of the step before in the bound. All sums are over all leaves. The rule's learning rate may be
     1, or a schedule whose largest value is. $\Delta_t$ is read off float32 parameters; bfloat16 and float16
-    would round it away, so that the state has it beside them.
+    would round it away, and what `stored` keeps of parameters, so that the state has it beside them.
 
     Args:
       rule: any rule. `zero(mechanic(rule), ...)` divides the first parameters too.
@@ -96,7 +97,8 @@ def mechanic(
         count = jnp.zeros((), jnp.int32)
         x0 = first_parameters().begin("mechanic", params)
         sums = zeros().begin("mechanic", params)
-        delta = jax.tree.map(lambda p, d: d if _rounds(p) else None, params, sums)
+        all_round = is_inside(Wrapper.STORED_PARAMETERS)
+        delta = jax.tree.map(lambda p, d: d if all_round or _rounds(p) else None, params, sums)
         return MechanicState(
             wrapped.init(params), count, each(0.0), each(0.0), each(0.0), each(s_init), x0, delta
         )
@@ -143,7 +145,7 @@ def mechanic(
 
         changes = jax.tree.map(moved, p, state.x0, delta, u)
         changes = jax.tree.map(lambda c, g: c.astype(g.dtype), changes, updates)
-        sums = jax.tree.map(lambda p, d, u: d + u if _rounds(p) else None, params, delta, u)
+        sums = jax.tree.map(lambda d, u, kept: None if kept is None else d + u, delta, u, state.delta)
         return changes, MechanicState(inner, safe_increment(state.count), x0=state.x0, delta=sums, **new)
 
     return make_rule(init, update)

@@ -79,11 +79,11 @@ def test_the_loss_is_that_of_its_equations(settings, oracle):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("remat", [False, True, "dots"])
-def test_in_blocks_as_all_at_once(kv_heads, remat, monkeypatch):
+@pytest.mark.parametrize(("remat", "length"), [(False, 128), (True, 101), ("dots", 128)])
+def test_in_blocks_as_all_at_once(kv_heads, remat, length, monkeypatch):
     """Attention and the loss; values and gradients."""
     model = transformer(**_SHAPE, kv_heads=kv_heads, remat=remat)
-    params, batch = model.init(jax.random.key(0)), _tokens(128)
+    params, batch = model.init(jax.random.key(0)), _tokens(length)
 
     def made():
         return jax.jit(jax.value_and_grad(lambda p, b: model.loss(p, b)))(params, batch)
@@ -102,12 +102,17 @@ def test_memory_grows_with_the_length():
         compiled = jax.jit(jax.grad(model.loss)).lower(model.abstract(), batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporaries(4096) < 2.1 * temporaries(2048)
+    assert temporaries(4099) < 2.3 * temporaries(2048)
 
 
-@pytest.mark.parametrize(
-    ("length", "size"), [(1, 1), (128, 128), (256, 256), (300, 150), (512, 256), (2048, 256), (1021, 1021)]
-)
-def test_sizes_of_blocks(length, size):
-    assert _attention.block_size(length) == size
-    assert length % size == 0
+@pytest.mark.parametrize("length", [1, 128, 256, 257, 300, 512, 1021, 2048])
+def test_blocks_cover_all_positions(length):
+    count, size = _attention.blocks(length)
+    assert size <= 256
+    assert length <= count * size < length + count
+
+
+@pytest.mark.parametrize("settings", [{"heads": 5}, {"kv_heads": 3}])
+def test_heads_that_do_not_divide(settings):
+    with pytest.raises(ValueError, match=r"transformer: width 32, heads . and kv_heads .* do not divide"):
+        transformer(**{**_SHAPE, **settings})

@@ -11,6 +11,7 @@ import jaxopt_large as jl
 from jaxopt_large.config import ConfigError, mesh_of
 from jaxopt_large.gradient_norm import watched
 from jaxopt_large.models import make_model
+from jaxopt_large.train import RunError
 from jaxopt_large.train.execution import make_execution
 from jaxopt_large.train.shardings import param_shardings, with_fsdp
 
@@ -122,6 +123,7 @@ def test_which_dimension_is_divided(shape, parts, layers, expected):
     ("overrides", "expected"),
     [
         (["placement={mesh: {data: 2}, fsdp: modle}"], "fsdp: the mesh has no axis 'modle'"),
+        (["placement={mesh: {data: 2, other: 2}, fsdp: other}"], "over the data axis, 'data', got 'other'"),
         (["placement={mesh: {data: 2}, params: {'*': [[data, modle]]}}"], "the mesh has no axis 'modle'"),
         (["placement={mesh: {data: 2}, params: {'*': [[data, data]]}}"], "has one twice"),
         (["placement={mesh: {data: 2}, parallel: pmap, fsdp: data}"], "params and fsdp must be empty"),
@@ -144,3 +146,21 @@ def test_layers_that_match_nothing():
     )
     with pytest.raises(Exception, match=r"placement: layers matches no parameter, got 'layer/\*'"):
         param_shardings(config, make_model(config.model).abstract(), mesh_of(config.placement))
+
+
+def test_a_matrix_that_nothing_divides():
+    sets = ["placement={mesh: {data: 8}, fsdp: data}", "model.hidden=[333, 701]", "train.batch=64"]
+    config = jl.load(CONFIGS / "digits_mlp.yaml", sets)
+    with pytest.raises(
+        RunError, match=r"fsdp finds no dimension of \(333, 701\) that data=8 divides too at dense_1/"
+    ):
+        param_shardings(config, make_model(config.model).abstract(), mesh_of(config.placement))
+
+
+def test_state_in_the_host_with_divided_parameters():
+    run = _execution(f"placement={{mesh: {{data: 8}}, zero: data, {_FSDP}, offload: '*'}}")
+    params, state = run.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    batch = {"tokens": random.integers(0, 256, (16, 65)).astype(np.int32)}
+    _, _, metrics = run.step(params, state, batch)
+    assert np.isfinite(metrics.loss)

@@ -189,6 +189,28 @@ def test_mechanic_follows_float32_where_parameters_round(dtype):
     np.testing.assert_allclose(rounded, goal, atol=0.06)
 
 
+@pytest.mark.parametrize("kept", [jl.rounded, jl.split])
+def test_mechanic_follows_float32_in_stored_parameters(kept):
+    """They are not what the rule has made of them."""
+    goal = jnp.linspace(-2.0, 3.0, 128)[None] * jnp.ones((32, 1))
+    rule, params = (
+        jl.stored(jl.mechanic(jl.adam(1.0)), params=kept()),
+        {"w": jnp.ones((32, 128), jnp.bfloat16)},
+    )
+    state = rule.init(params)
+
+    @jax.jit
+    def step(params, state):
+        grads = {"w": 2 * (params["w"] - goal.astype(jnp.bfloat16))}
+        updates, state = rule.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # updates are float32
+        for _ in range(200):
+            params, state = step(params, state)
+    assert float(jnp.mean(jnp.square(params["w"].astype(jnp.float32) - goal))) < 1e-3
+
+
 def test_mechanic_needs_parameters():
     with pytest.raises(ValueError, match="mechanic: params are needed"):
         jl.mechanic(jl.sgd(1.0)).update(jnp.ones(2), jl.mechanic(jl.sgd(1.0)).init(jnp.ones(2)))
