@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
     from jax import reshard as _reshard  # JAX >= 0.8
@@ -23,6 +23,16 @@ def constrained(x: Any, sharding: Any) -> Any:
     if AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ()):
         return reshard(x, sharding)
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def constrained_on(mesh: Any, x: Any, spec: PartitionSpec) -> Any:
+    """`x` with a spec on a mesh, also where some of its axes are mapped; there not by JAX before 0.10."""
+    context = jax.sharding.get_abstract_mesh()
+    if context.empty:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    if jax.__version_info__ < (0, 10):  # compiles, and cannot read what the compiler says of it
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(context, spec))
 
 
 def placed(x: Any, like: Any, sharding: Any) -> Any:

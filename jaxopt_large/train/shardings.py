@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from .._compat import constrained_on
 from .._encoded import BLOCK
 from .._errors import Problems
 from .._partition import devices_along, entries, names_in, normal_spec
@@ -139,6 +140,4 @@ class OnMesh(Place):
         return axes if size % devices_along(axes, self._mesh) == 0 else ()
 
     def _constrained(self, x: Array, parts: list[tuple[str, ...]]) -> Array:
-        context = jax.sharding.get_abstract_mesh()  # inside a mapped axis it is another one
-        mesh = self._mesh if context.empty else context
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, normal_spec(parts)))
+        return constrained_on(self._mesh, x, normal_spec(parts))
