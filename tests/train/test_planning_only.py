@@ -11,7 +11,15 @@ from jaxopt_large.models import make_model
 from jaxopt_large.train import RunError, devices, loop
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-_NO_DATA = {"bert_base", "t5_3b", "gpt2_124m", "gpt2_124m_muon_int8", "gpt3_175b"}
+_NO_DATA = {
+    "bert_base",
+    "gpt2_124m",
+    "gpt2_124m_muon_int8",
+    "gpt3_175b",
+    "gpt3_175b_v5e",
+    "llama3_8b",
+    "t5_3b",
+}
 _NO_MODEL = {"bert_base", "t5_3b"}
 
 
