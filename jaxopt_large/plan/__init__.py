@@ -21,8 +21,8 @@ from .memory import plan as plan
 class _CallableModule(_types.ModuleType):
     """The module, which has the name of the function."""
 
-    def __call__(self, *args: _Any, **options: _Any) -> Plan:
-        return plan(*args, **options)
+    def __call__(self, rule: _Any, params: _Any, mesh: _Any = None, **options: _Any) -> Plan:
+        return plan(rule, params, mesh, **options)
 
 
 _sys.modules[__name__].__class__ = _CallableModule
