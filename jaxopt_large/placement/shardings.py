@@ -140,15 +140,21 @@ def gradient_shardings(rule: AnyRule, params: Params) -> Any:
     Raises:
       ValueError: there is no `zero` over all the parameters.
     """
-    state, _ = abstract_init(rule, params)
+    found = gradients_of(abstract_init(rule, params)[0], params)
+    if found is None:
+        wrong = "no zero over all the parameters is in the rule"
+        raise ValueError(message("gradient_shardings", wrong, do="Wrap it in zero"))
+    return found
+
+
+def gradients_of(state: Any, params: Params) -> Any:
+    """Where a `zero` over all the parameters keeps its share of each gradient; None where there is none."""
     leaves, treedef = jax.tree.flatten(params)
     for node, _, _ in nodes_in(state, StateNode.gradient_shardings):
         found = node.gradient_shardings(len(leaves))
         if found is not None:
             return treedef.unflatten(found)
-    raise ValueError(
-        message("gradient_shardings", "no zero over all the parameters is in the rule", do="Wrap it in zero")
-    )
+    return None
 
 
 def abstract_init(

@@ -9,15 +9,15 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .._errors import check_rule, message
-from .._nodes import bytes_of
+from .._nodes import Decision, StateNode, bytes_of, nodes_in
 from .._numerics import accumulation_dtype
 from .._partition import shards_of
 from .._state_rows import NONE, StateRow, state_rows
 from .._tables import Table, fields_of, size, table
 from .._types import AnyRule, Params, Updates, as_leaves
 from ..accumulation import Mode
-from ..explanation import Explanation, explain
-from ..placement.shardings import abstract_state, check_arrays, gradient_shardings
+from ..explanation import explain
+from ..placement.shardings import abstract_state, check_arrays, gradients_of
 from .chips import Chip, chip_of
 
 _MOST_WHOLE = 5  # of what is not divided: the largest
@@ -191,17 +191,18 @@ def plan(
         told = explain(rule, placed, axis_sizes=axis_sizes)
         devices = math.prod(axis_sizes.values())
         state = [row._replace(bytes=row.bytes * devices, device_bytes=row.bytes) for row in told.rows]
-        gradients = placed
+        gradients, decisions = placed, list(told)
     else:
         shapes = abstract_state(rule, placed, mesh)
         on_device = [_device_bytes(x) for x in jax.tree.leaves(shapes)]
         state = state_rows(shapes, placed, on_device=on_device)
-        told = explain(rule, placed)
+        nodes = [node for node, _, _ in nodes_in(shapes, StateNode.decisions)]
+        decisions = [made for node in nodes for made in node.decisions(placed, 1)]
         devices = _devices(mesh, (placed, shapes))
-        gradients = placed if accumulation == "deferred" else _divided(rule, placed)
+        gradients = placed if accumulation == "deferred" else _divided(shapes, placed)
     sums = [] if accumulate == 1 else _of_leaves("accumulators", _accumulators(gradients))
     rows = [*_of_leaves("parameters", placed), *_of_leaves("gradients", gradients), *sums, *_of_state(state)]
-    return Plan(rows, devices, kind, _whole(told))
+    return Plan(rows, devices, kind, _whole(decisions))
 
 
 def _placed(params: Params, mesh: Any) -> Params:
@@ -218,11 +219,10 @@ def _placed(params: Params, mesh: Any) -> Params:
     return jax.tree.map(one, as_leaves(params))
 
 
-def _divided(rule: AnyRule, params: Params) -> Params:
+def _divided(state: Any, params: Params) -> Params:
     """Gradients as `zero` divides them, else as the parameters are."""
-    try:
-        shardings = gradient_shardings(rule, params)
-    except ValueError:  # there is no zero over all of them; what else can be wrong, the state has shown
+    shardings = gradients_of(state, params)
+    if shardings is None:
         return params
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
 
@@ -271,11 +271,11 @@ def _devices(mesh: Any, placed: Any) -> int:
     return max((getattr(x.sharding, "num_devices", 1) for x in jax.tree.leaves(placed)), default=1)
 
 
-def _whole(told: Explanation) -> tuple[Whole, ...]:
+def _whole(decisions: Iterable[Decision]) -> tuple[Whole, ...]:
     """What zero leaves on every device, the largest first."""
     found = [
         Whole(row.path, row.bytes, row.reason)
-        for row in told
+        for row in decisions
         if row.wrapper == "zero" and row.where == "whole" and row.bytes
     ]
     return tuple(sorted(found, key=lambda w: -w.bytes)[:_MOST_WHOLE])
