@@ -77,11 +77,17 @@ def _stored(rule: Rule, storage: Storage, seed: int) -> Rule:
 
 def mesh_of(placement: Placement) -> Mesh | AbstractMesh:
     """The mesh that a configuration asks for; abstract where this machine has too few devices."""
-    names, sizes = tuple(placement.mesh), tuple(placement.mesh.values())
     devices = jax.devices()
     if len(devices) < placement.devices:
-        return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+        return abstract_mesh_of(placement)
+    names, sizes = tuple(placement.mesh), tuple(placement.mesh.values())
     return make_mesh(sizes, names, devices=devices[: placement.devices])
+
+
+def abstract_mesh_of(placement: Placement) -> AbstractMesh:
+    """The mesh that a configuration asks for, whatever devices there are."""
+    names, sizes = tuple(placement.mesh), tuple(placement.mesh.values())
+    return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def learning_rate(config: Config) -> Callable[[Any], Any]:

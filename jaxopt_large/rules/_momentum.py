@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
-from .._numerics import as_decay, bias_correction, complement, ema, like, over, safe_increment, times
+from .._numerics import as_decay, bias_corrections, complement, ema, like, over, safe_increment, times
 from .._types import Rule, Scalar, Updates
 from ..leafwise import Stage, lift, zeros
 
@@ -51,9 +51,9 @@ def corrections(taken: Array, d1: Scalar, d2: Scalar, nesterov: bool) -> Correct
       d2: decay of the mean square.
       nesterov: is the step after asked for too?
     """
-    n = safe_increment(taken)
-    following = bias_correction(d1, safe_increment(n)) if nesterov else None
-    return Corrections(bias_correction(d1, n), bias_correction(d2, n), following)
+    mu, nu = bias_corrections(taken, d1, d2)
+    following = bias_corrections(safe_increment(taken), d1)[0] if nesterov else None
+    return Corrections(mu, nu, following)
 
 
 def unbiased(mu: Array, g: Array, decay: Scalar, correction: Array, following: Array | None) -> Array:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from jax.sharding import AbstractMesh, AxisType
-
-from ..config import Config, build
+from ..config import Config, abstract_mesh_of, build
 from ..models import make_model
 from ..plan import Plan
 from ..plan import plan as plan_rule
@@ -22,11 +20,13 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
       RunError: a spec of the configuration does not fit the model.
       ValueError: the chip is unknown.
     """
-    placement, sizes = config.placement, config.placement.mesh
+    placement = config.placement
     options: dict[str, Any] = {"chip": chip, "accumulate": config.train.accumulate}
     if placement.parallel == "pmap":
-        return plan_rule(build(config), make_model(config.model).abstract(), axis_sizes=sizes, **options)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+        return plan_rule(
+            build(config), make_model(config.model).abstract(), axis_sizes=placement.mesh, **options
+        )
+    mesh = abstract_mesh_of(placement)
     params = placed_params(config, make_model(config.model), mesh)
     accumulation = config.train.accumulation
     return plan_rule(build(config, mesh=mesh), params, mesh, accumulation=accumulation, **options)

@@ -96,9 +96,8 @@ def mechanic(
 
         count = jnp.zeros((), jnp.int32)
         x0 = first_parameters().begin("mechanic", params)
-        sums = zeros().begin("mechanic", params)
         all_round = is_inside(Wrapper.STORED_PARAMETERS)
-        delta = jax.tree.map(lambda p, d: d if all_round or _rounds(p) else None, params, sums)
+        delta = jax.tree.map(lambda p: zeros().initial(p) if all_round or _rounds(p) else None, params)
         return MechanicState(
             wrapped.init(params), count, each(0.0), each(0.0), each(0.0), each(s_init), x0, delta
         )
