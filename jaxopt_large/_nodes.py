@@ -158,6 +158,10 @@ class StateNode:
         """Where it keeps its share of each gradient, if it is around that many parameters."""
         raise NotImplementedError
 
+    def gathered(self, new: list[Any], old: list[Any]) -> list[Any]:
+        """New parameters, divided as it keeps gradients, in the layout of the old."""
+        raise NotImplementedError
+
     def reduced_gradients(self, axis_name: str | None) -> int:
         """Of how many parameters it reduces the gradients over a mapped axis."""
         raise NotImplementedError

@@ -72,6 +72,7 @@ ORDERS = (
     Refused(_W.ZERO_MAPPED, _W.ZERO, _TWICE, "Drop one", "one zero divides the state"),
 )
 
+_shares: ContextVar[bool] = ContextVar("shares", default=False)
 _surroundings: ContextVar[tuple[Wrapper, ...]] = ContextVar("surroundings", default=())
 
 
@@ -85,6 +86,18 @@ def inside(wrapper: Wrapper) -> Iterator[None]:
 def is_inside(wrapper: Wrapper) -> bool:
     """Has a wrapper announced itself around this?"""
     return wrapper in _surroundings.get()
+
+
+@contextlib.contextmanager
+def asking_for_shares(wanted: bool) -> Iterator[None]:
+    """Declares that who is around gathers the new parameters: of changes each device's share will do."""
+    with declared(_shares, wanted):
+        yield
+
+
+def shares_wanted() -> bool:
+    """May changes stay divided as the state is?"""
+    return _shares.get()
 
 
 def check_order(wrapper: Wrapper) -> None:

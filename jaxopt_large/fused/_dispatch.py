@@ -1,12 +1,15 @@
 """Which way a pass runs: by the platform that is compiled for, and by where its arrays lie."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from .._compat import constrained
 from ..passes import loop as cpu
+from ..passes.layers import layer_by_layer
 from ..passes.loop import Hold
 from ..passes.pass_call import PassCall, Way, each
 from ..passes.passes import Pass
@@ -16,6 +19,9 @@ from .targets import TARGETS
 
 WAYS = ("auto", "xla", *TARGETS)
 FEWEST = 2**16  # elements; what is smaller is left to XLA, which launches many of them at once
+_BY_LAYERS = (
+    2**24
+)  # elements on one device of a stack that no kernel takes: XLA keeps several copies in float32
 
 
 class Chosen(NamedTuple):
@@ -69,11 +75,16 @@ def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
 
     def kernel(target: str) -> Way:
         def one(arrays: list[Any], scalars: list[Any]) -> list[Any]:
-            if _why_no_kernel(pass_, where, target):
+            local = where.local(pass_) if isinstance(where, Placed) else pass_
+            if not _why_no_kernel(pass_, where, target):
+                run = functools.partial(_kernel.kernel, target=TARGETS[target])
+            elif _is_tall(pass_, local):
+                run = _by_layers
+            else:
                 return pass_.whole(arrays, scalars)
             if isinstance(where, Placed):
-                return _mapped(pass_, where, holds, arrays, scalars, target)
-            return _kernel.kernel(pass_, holds, arrays, scalars, TARGETS[target])
+                return _mapped(pass_, where, holds, arrays, scalars, run)
+            return run(pass_, holds, arrays, scalars)
 
         return each(one)
 
@@ -89,26 +100,41 @@ def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
     return PassCall(whole, ways | ({"cpu": loop} if where is None else {}))
 
 
-def _mapped(
-    pass_: Pass, where: Placed, holds: Sequence[Hold], arrays: Any, scalars: Any, target: str
+def _is_tall(pass_: Pass, local: Pass) -> bool:
+    """Is one device's part a large stack, all layers of it?"""
+    return len(local.shape) > 2 and local.shape[0] == pass_.shape[0] > 1 and local.size >= _BY_LAYERS
+
+
+def _by_layers(
+    pass_: Pass, holds: Sequence[Hold], arrays: Any, scalars: Any, *, offsets: Sequence[Any] | None = None
 ) -> list[Any]:
-    """The kernel on each device's part."""
+    bases = tuple(offsets or (jnp.int32(0),) * len(pass_.shape))
+    return layer_by_layer(pass_, holds, arrays, scalars, bases=bases)
+
+
+def _mapped(
+    pass_: Pass,
+    where: Placed,
+    holds: Sequence[Hold],
+    arrays: Any,
+    scalars: Any,
+    run: Callable[..., list[Any]],
+) -> list[Any]:
+    """A way to run a pass, on each device's part."""
     local = where.local(pass_)
 
     def own(arrays: list[Any], scalars: list[Any]) -> list[Any]:
-        return _kernel.kernel(
-            local, holds, arrays, scalars, TARGETS[target], offsets=where.offsets(local.shape)
-        )
+        return run(local, holds, arrays, scalars, offsets=where.offsets(local.shape))
 
     specs = [where.spec_of(pass_.kinds[v]) for v in pass_.inputs]
     out_specs = [where.spec_of(pass_.kinds[v]) for v in pass_.results.values()]
     whole = jax.sharding.PartitionSpec()
     shardings = [jax.sharding.NamedSharding(where.mesh, spec) for spec in specs]
     arrays = [constrained(x, s) for x, s in zip(arrays, shardings, strict=True)]
-    run = jax.shard_map(
+    mapped = jax.shard_map(
         own, mesh=where.mesh, in_specs=(specs, [whole] * len(scalars)), out_specs=out_specs, check_vma=False
     )
-    made = run(arrays, scalars)
+    made = mapped(arrays, scalars)
     return [
         constrained(x, where.after[k]) if k in where.after else x
         for k, x in zip(pass_.results, made, strict=True)

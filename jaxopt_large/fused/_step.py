@@ -9,7 +9,7 @@ import optax
 from jax.extend.core import jaxpr_as_fun
 
 from .._encoded import is_encoded
-from .._order import Wrapper, inside
+from .._order import Wrapper, asking_for_shares, inside
 from .._states import explained
 from .._types import AnyRule, Params, State, Updates
 from ..passes.engine import SplitUpdate
@@ -18,15 +18,29 @@ from ..tracing.update import TracedUpdate, traced_update
 from ._dispatch import call
 
 
-def step_of(rule: AnyRule, extra: dict[str, Any]) -> Callable[..., tuple[Params, State]]:
-    """(gradients, state, parameters) -> new parameters and state, as users write it."""
+def step_of(
+    rule: AnyRule, extra: dict[str, Any], shares: list[Any] | None = None
+) -> Callable[..., tuple[Params, State]]:
+    """(gradients, state, parameters) -> new parameters and state, as users write it.
+
+    Args:
+      rule: any.
+      extra: what its update takes besides.
+      shares: the sharding of each device's share of the parameters; with it new parameters are divided so.
+    """
     rule = optax.with_extra_args_support(rule)
 
+    def divided(tree: Params) -> Params:
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef.unflatten(jax.lax.with_sharding_constraint(leaves, shares))
+
     def step(grads: Updates, state: State, params: Params) -> tuple[Params, State]:
-        with explained("apply", rule.init, state, grads, params):
+        with asking_for_shares(shares is not None), explained("apply", rule.init, state, grads, params):
             updates, new = rule.update(grads, state, params, **extra)
         with jax.numpy_dtype_promotion("standard"):
-            return optax.apply_updates(params, updates), new
+            if shares is None:
+                return optax.apply_updates(params, updates), new
+            return divided(optax.apply_updates(divided(params), updates)), new
 
     return step
 

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import jax
+from jax.sharding import AxisType, Mesh
+
 from .._errors import message
 from .._gradients import in_order
+from .._nodes import StateNode, nodes_in
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import WAYS
 from ._step import Step, step_of
@@ -69,11 +73,28 @@ def apply(
     """
     _check(rule, params, kernels)
     grads = in_order("apply", grads, params).tree
-    step = step_of(rule, extra)
+    around, shares = _who_divides(state, len(jax.tree.leaves(params)))
+    step = step_of(rule, extra, shares)
     taken = Step.taken(step, (grads, state, params))
     if taken is None:  # it does more than its results say
-        return step(grads, state, params)
-    return taken.run((grads, state, params), kernels)
+        made, new = step(grads, state, params)
+    else:
+        made, new = taken.run((grads, state, params), kernels)
+    if around is None:
+        return made, new
+    leaves, treedef = jax.tree.flatten(made)
+    return treedef.unflatten(around.gathered(leaves, treedef.flatten_up_to(params))), new
+
+
+def _who_divides(state: State, parameters: int) -> tuple[Any, list[Any] | None]:
+    """The node that can gather all parameters from shares, and how these are divided; else None twice."""
+    for node, _, _ in nodes_in(state, StateNode.gathered):
+        shares = node.gradient_shardings(parameters)
+        mesh = node.mesh()
+        auto = isinstance(mesh, Mesh) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+        if shares is not None and auto:
+            return node, shares
+    return None, None
 
 
 def _check(rule: Any, params: Any, kernels: str) -> None:

@@ -14,7 +14,7 @@ from .passes import Pass
 from .windows import WindowView
 
 
-class _LayerView(WindowView):
+class _PlacedLayer(WindowView):
     def handed(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
         """Constraints and barriers hold for a layer too: it is placed and rounded as the whole is."""
         if equation.primitive.name in ("sharding_constraint", "optimization_barrier"):
@@ -38,8 +38,10 @@ def layer_by_layer(
     holds: Sequence[Hold],
     arrays: Sequence[Any],
     scalars: Sequence[Any],
-    inputs_on_host: Container[int],
-    results_on_host: Container[int],
+    inputs_on_host: Container[int] = (),
+    results_on_host: Container[int] = (),
+    *,
+    bases: tuple[Any, ...] | None = None,
 ) -> list[Any]:
     """The results of a pass, of which one layer at a time is on the device.
 
@@ -50,13 +52,15 @@ def layer_by_layer(
       scalars: what is computed before.
       inputs_on_host: the numbers of the inputs in the host's memory.
       results_on_host: the numbers of the results that belong there.
+      bases: of one device's part of arrays, where it begins in them: it is not placed further.
     """
     wanted = list(pass_.results.values())
     size = (1, *pass_.shape[1:])
     in_place = {hold.inputs[0]: k for k, hold in enumerate(holds) if hold.inputs}
 
     def one(index: Any, held: list[Any]) -> list[Any]:
-        view = _LayerView((index, *(np.int32(0),) * (len(size) - 1)), size)
+        kind = _PlacedLayer if bases is None else WindowView
+        view = kind((index, *(np.int32(0),) * (len(size) - 1)), size, bases or ())
         given = [held[in_place[n]] if n in in_place else x for n, x in enumerate(arrays)]
         layers = [view.taken(x, pass_.kinds[v]) for x, v in zip(given, pass_.inputs, strict=True)]
         layers = [to_device(x) if n in inputs_on_host else x for n, x in enumerate(layers)]

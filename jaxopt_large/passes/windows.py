@@ -66,10 +66,12 @@ class WindowView:
     Attributes:
       starts: where the window begins in the arrays of the pass, along each axis.
       size: its shape.
+      bases: where the arrays of the pass begin in those that random bits are drawn for.
     """
 
     starts: tuple[Any, ...]
     size: tuple[int, ...]
+    bases: tuple[Any, ...] = ()
 
     def shape_of(self, order: Order | None) -> tuple[int, ...]:
         """What the window has of an array, or of scales in an order."""
@@ -87,7 +89,8 @@ class WindowView:
         """A codec on windows of its operands."""
         if not codec.writes:
             return codec.read(operands, codec.order)
-        starts = tuple(a + b for a, b in zip(operands[codec.arrays + 1 :], self.starts, strict=True))
+        bases = self.bases or (np.int32(0),) * len(self.starts)
+        starts = tuple(sum(n) for n in zip(operands[codec.arrays + 1 :], self.starts, bases, strict=True))
         return codec.write(operands, starts, codec.order, codec.whole)
 
     def handed(self, equation: Any, operands: list[Any]) -> Sequence[Any]:

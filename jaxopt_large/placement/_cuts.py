@@ -82,10 +82,10 @@ def choose_cut(
 ) -> Cut | None:
     """How to divide an array of `shape` into `shares`.
 
-    Preferred, in this order: a dimension that divides, one of which a share has 8 or more, one that a mesh
-    axis divides already (the new axes are minor to it: elsewhere the TPU compiler adds
-    collective-permutes), one that is not the last (so that blocks of the last axis stay whole), the
-    longest. Padding is at most 1 %; an array without such a dimension is flattened, which costs compilers
+    Preferred, in this order: a dimension that divides, one of which a share has 8 or more, one whose shares
+    are whole blocks of the last axis (on TPUs rows of lanes, too), one that a mesh axis divides already (the
+    new axes are minor to it: elsewhere the TPU compiler adds collective-permutes), one that is not the last,
+    the longest. Padding is at most 1 %; an array without such a dimension is flattened, which costs compilers
     the reduce-scatter.
 
     Args:
@@ -107,7 +107,8 @@ def choose_cut(
         if cut.waste <= _MOST_PADDING and not (layers and dim == 0):
             is_last = len(shape) > 1 and dim == len(shape) - 1
             is_short = size < _SHORTEST * shares * divided
-            ranked.append(((cut.waste > 0, is_short, divided == 1, is_last, -size), cut))
+            cuts_blocks = is_last and size // (shares * divided) % BLOCK != 0
+            ranked.append(((cut.waste > 0, is_short, cuts_blocks, divided == 1, is_last, -size), cut))
     if ranked:
         return min(ranked, key=lambda pair: pair[0])[1]
     return flat_cut(shape, shares * math.prod(shards_of(spec, d, mesh) for d in range(len(shape))))

@@ -12,7 +12,7 @@ from .._compat import auto_axes, reshard
 from .._errors import message
 from .._gradients import in_order
 from .._known_shardings import known_shardings
-from .._order import Wrapper, check_order, inside
+from .._order import Wrapper, check_order, inside, shares_wanted
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Updates, make_rule
@@ -69,11 +69,13 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
             with explained("zero", rule.init, state.inner, own, values):
                 logical = treedef.unflatten(_unpadded(inner, layout))
             # compiled apart from what surrounds it, the rule rounds alike on every mesh
-            own, values = jax.lax.optimization_barrier((own, values))
+            own, values = _apart(own), _apart(values)
             with inside(Wrapper.ZERO), explained("zero", rule.init, logical, own, values):
                 made, new = rule.update(own, logical, values, **rest(arrays))
-            changes = jax.lax.optimization_barrier(gradients.changes(made, values))
-            changes = place(place(changes, layout.share_specs), layout.param_specs)
+            changes = _apart(gradients.changes(made, values))
+            changes = place(changes, layout.share_specs)
+            if not shares_wanted():
+                changes = place(changes, layout.param_specs)
             leaves = place(_padded(jax.tree.leaves(new), layout.state), layout.state_specs)
             return changes, leaves
 
@@ -87,6 +89,11 @@ def zero_in_jit(rule: AnyRule, mesh: Any, axes: tuple[str, ...], options: Option
         return gradients.treedef.unflatten(changes), ZeroState(treedef.unflatten(new), layout)
 
     return make_rule(init, update)
+
+
+def _apart(tree: Any) -> Any:
+    """Arrays, not fused with what makes them; each by itself: not all must be there at once."""
+    return jax.tree.map(jax.lax.optimization_barrier, tree)
 
 
 def _of_shares(params: Params, division: Divided, mesh: Any) -> dict[Any, NamedSharding]:

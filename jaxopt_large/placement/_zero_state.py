@@ -14,6 +14,7 @@ from .._nodes import Decision, DeviceForm, DiskForm, Place, StateNode, by_owner,
 from .._partition import all_names, devices_along, entries, in_words, normal_spec
 from .._types import Params, State
 from ._cuts import Cut
+from ._gathered import gathered
 from ._layout import Layout
 from ._pmap_arrays import assembled, check_shape, copied, copies_of, devices_of, whole
 
@@ -88,6 +89,10 @@ class ZeroState(_ZeroFields, StateNode):
         if layout.mesh is None or len(layout.share_specs) != parameters:
             return None
         return [NamedSharding(layout.mesh, spec) for spec in layout.share_specs]
+
+    def gathered(self, new: list[Any], old: list[Any]) -> list[Any]:
+        layout = self.layout
+        return gathered(new, old, layout.share_specs, layout.param_specs, layout.mesh)
 
     def reduced_gradients(self, axis_name: str | None) -> int:
         return len(self.layout.params) if self.layout.axes == (axis_name,) else 0
