@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType
 
 from .._errors import message
 from .._gradients import in_order
@@ -91,7 +91,7 @@ def _who_divides(state: State, parameters: int) -> tuple[Any, list[Any] | None]:
     for node, _, _ in nodes_in(state, StateNode.gathered):
         shares = node.gradient_shardings(parameters)
         mesh = node.mesh()
-        auto = isinstance(mesh, Mesh) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+        auto = mesh is not None and all(kind == AxisType.Auto for kind in mesh.axis_types)
         if shares is not None and auto:
             return node, shares
     return None, None

@@ -140,9 +140,9 @@ class _Placer:
         self._idle = isinstance(mesh, AbstractMesh)
 
     def __call__(self, leaves: list[Any], specs: Sequence[PartitionSpec]) -> list[Any]:
-        if self._idle:
-            return leaves
         there = [n for n, x in enumerate(leaves) if x is not None]
+        if self._idle and not any(isinstance(leaves[n], jax.core.Tracer) for n in there):
+            return leaves
         shardings = [NamedSharding(self._mesh, specs[n]) for n in there]
         placed = jax.lax.with_sharding_constraint([leaves[n] for n in there], shardings)
         found = iter(placed)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from .._types import Params, Rule, State, Updates
+from ..fused.apply import apply
 from ..gradient_norm import WatchState
 from ..microbatches import mean_gradient
 from ..models import Model, Place
@@ -35,6 +35,7 @@ def make_step(
     gradient: Gradient | None = None,
     mean_over: str | None = None,
     average_gradients: bool = False,
+    kernels: str = "auto",
 ) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
     """(params, state, batch) -> (params, state, metrics).
 
@@ -44,6 +45,7 @@ def make_step(
       gradient: (params, batch) -> (loss, gradient); by default the mean of the objective's.
       mean_over: a mapped axis over which the loss is averaged.
       average_gradients: average gradients over it as well, for rules without `zero`.
+      kernels: as `jl.apply` has it.
 
     The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32.
     """
@@ -55,12 +57,13 @@ def make_step(
             loss = jax.lax.pmean(loss, mean_over)
         if average_gradients:
             grads = jax.lax.pmean(grads, mean_over)
-        updates, state = rule.update(grads, state, params, value=loss, obj_fn=_on_part(objective, batch))
+        extra = {"value": loss, "obj_fn": _on_part(objective, batch)}
+        params, state = apply(rule, grads, state, params, kernels=kernels, **extra)
         watch = find(WatchState, state)
         guard = find(SkipNonfiniteState, watch.inner)
         skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped
         metrics = Metrics(loss, watch.norm, skipped)
-        return optax.apply_updates(params, updates), state, metrics
+        return params, state, metrics
 
     return step
 
