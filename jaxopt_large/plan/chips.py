@@ -20,6 +20,7 @@ class Chip(NamedTuple):
       link: bytes/s that it sends along one axis of a mesh, both directions of a ring together.
       node: how many devices are joined by `link`; an axis that goes beyond them has `network`.
       network: bytes/s that one device sends beyond them.
+      per_host: how many devices a host has.
       source: where the numbers are from.
     """
 
@@ -30,14 +31,15 @@ class Chip(NamedTuple):
     link: float
     node: int
     network: float
+    per_host: int
     source: str
 
 
 _TPU = "libtpu 0.0.42's compiler (memory), Google Cloud's pages of this TPU"
 _DRIVER = "the driver's total (memory), NVIDIA's data sheet"
 
-# a TPU's torus has two links along each of its axes, 2 on v5e and v6e, 3 elsewhere: of what Google gives as the
-# chip's bidirectional bandwidth one axis has a half (v5e, v6e) or a third, and half of that in one direction
+# a torus has two axes on v5e and v6e, three elsewhere, with two links along each: of what Google gives as the
+# chip's bidirectional bandwidth one axis has a half or a third, and half of that in one direction
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -49,11 +51,12 @@ CHIPS = {
             100e9,
             4096,
             3.1e9,
+            4,
             f"{_TPU}; 15.25 GiB for each of two cores that are one device",
         ),
-        Chip("v5e", int(15.75 * _GIB), 8.19e11, 197e12, 100e9, 256, 3.1e9, _TPU),
-        Chip("v5p", int(95.74 * _GIB), 2.765e12, 459e12, 200e9, 8960, 6.25e9, _TPU),
-        Chip("v6e", int(31.25 * _GIB), 1.638e12, 918e12, 200e9, 256, 12.5e9, _TPU),
+        Chip("v5e", int(15.75 * _GIB), 8.19e11, 197e12, 100e9, 256, 3.1e9, 8, _TPU),
+        Chip("v5p", int(95.74 * _GIB), 2.765e12, 459e12, 200e9, 8960, 6.25e9, 4, _TPU),
+        Chip("v6e", int(31.25 * _GIB), 1.638e12, 918e12, 200e9, 256, 12.5e9, 8, _TPU),
         Chip(
             "tpu7x",
             int(94.75 * _GIB),
@@ -62,13 +65,14 @@ CHIPS = {
             100e9,
             18432,
             6.25e9,
+            8,
             f"{_TPU}; a device is one of two cores, half of the chip",
         ),
-        Chip("A100", 81_920 * _MIB, 2.039e12, 312e12, 300e9, 8, 25e9, _DRIVER),
-        Chip("H100", 81_559 * _MIB, 3.35e12, 989e12, 450e9, 8, 50e9, _DRIVER),
-        Chip("H200", 143_771 * _MIB, 4.8e12, 989e12, 450e9, 8, 50e9, _DRIVER),
-        Chip("B200", 183_359 * _MIB, 7.7e12, 2250e12, 900e9, 8, 50e9, _DRIVER),
-        Chip("MI300X", 192 * _GIB, 5.3e12, 1307e12, 448e9, 8, 50e9, "AMD's data sheet"),
+        Chip("A100", 81_920 * _MIB, 2.039e12, 312e12, 300e9, 8, 25e9, 8, _DRIVER),
+        Chip("H100", 81_559 * _MIB, 3.35e12, 989e12, 450e9, 8, 50e9, 8, _DRIVER),
+        Chip("H200", 143_771 * _MIB, 4.8e12, 989e12, 450e9, 8, 50e9, 8, _DRIVER),
+        Chip("B200", 183_359 * _MIB, 7.7e12, 2250e12, 900e9, 8, 50e9, 8, _DRIVER),
+        Chip("MI300X", 192 * _GIB, 5.3e12, 1307e12, 448e9, 8, 50e9, 8, "AMD's data sheet"),
     )
 }
 

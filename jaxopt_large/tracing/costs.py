@@ -16,6 +16,7 @@ from .inlined import Inlined, inlined
 from .layouts import Dims, Layout, Sent, joined, local_elements, refines, reshaped, whole
 from .primitives import known
 
+_FAST = 2**27  # bytes: what is smaller can stay in a chip's fast memory
 _LINEAR = "add sub neg mul div convert_element_type add_any copy reduce_precision"  # pass on what is owed
 
 
@@ -25,7 +26,7 @@ class Costs:
 
     Attributes:
       flops: operations of matrix products.
-      traffic: bytes to and from memory.
+      traffic: bytes to and from memory, of arrays that are too large to stay in faster memory.
       alive: bytes at the fullest moment, inputs not counted.
       sent: collectives.
       results: how each result is divided.
@@ -80,7 +81,7 @@ class _Walk:
         return local_elements(aval.shape, dims, self.sizes) * bits // 8
 
     def send(self, kind: str, axes: Any, size: int, rounds: int, loops: int) -> None:
-        axes = tuple(a for a in axes if self.sizes[a] > 1)
+        axes = tuple(a for a in self.sizes if a in axes and self.sizes[a] > 1)
         if axes and not self.quiet:
             self.costs.sent.append(Sent(kind, axes, size, rounds, loops))
 
@@ -335,7 +336,7 @@ class _Walk:
     def _agreed(
         self, xs: list[Layout], contract: Any, batch: Any, atoms: list[Any], rounds: int, loops: int
     ) -> list[Layout]:
-        """Operands of a product of which no axis divides two different dimensions: the smaller is gathered."""
+        """Operands of a product, of which no axis divides two dimensions: the smaller one is gathered."""
         paired = [dict(zip(*pairs, strict=True)) for pairs in (contract, batch)]
         pairs = {i: j for found in paired for i, j in found.items()}
         clashing = set()
@@ -628,6 +629,8 @@ class _Memory:
             for v in eqn.outvars:
                 own = not _is_fused(eqn) or (v in self._taken and not _is_view(eqn))
                 self._roots[v] = frozenset({v}) if own else roots
+                if _may_send(eqn):  # what it comes from may be what it is
+                    self._roots[v] |= roots | {v}
             if not _is_fused(eqn) or any(v in self._taken for v in eqn.outvars):
                 for r in roots:
                     self._last[r] = place
@@ -646,7 +649,7 @@ class _Memory:
     ) -> None:
         """One equation: `inside` is what it needs besides operands and results."""
         walk = self._walk
-        own = [v for v in eqn.outvars if self._roots[v] == frozenset({v}) or (sends and _is_fused(eqn))]
+        own = [v for v in eqn.outvars if v in self._roots[v] and (sends or not _may_send(eqn))]
         made = {v: walk.bytes(v.aval, layouts[v].dims) for v in own if v in layouts and not layouts[v].free}
         ended = [v for v in self._ends.get(place, ()) if v in self._sizes]
         given_up = [v for v in ended if v in _in_place(eqn)]
@@ -667,19 +670,13 @@ class _Memory:
         self.peak = max(self.peak, self._now + inside)
         self._free([v for v in ended if v not in given_up])
         self._free([v for v in made if v not in self._last])
-        if made and not walk.quiet:
-            read = (
-                sum(
-                    walk.bytes(r.aval, layouts[r].dims)
-                    for r in frozenset().union(
-                        *(self._roots_of(a) for a in eqn.invars if not hasattr(a, "val"))
-                    )
-                    if r in layouts
-                )
-                if eqn.primitive.name != "scan"
-                else 0
-            )
-            walk.costs.traffic += rounds * (sum(made.values()) + read)
+        if not walk.quiet:
+            large = [n for n in made.values() if n > _FAST]
+            if _takes_fused(eqn):
+                roots = {r for a in eqn.invars if not hasattr(a, "val") for r in self._roots_of(a)}
+                sizes = (walk.bytes(r.aval, layouts[r].dims) for r in roots if r in layouts)
+                large += [n for n in sizes if n > _FAST]
+            walk.costs.traffic += rounds * sum(large)
 
     def _free(self, variables: Sequence[Any]) -> None:
         for v in variables:
@@ -698,6 +695,10 @@ def _in_place(eqn: Any) -> list[Any]:
     else:
         given = eqn.invars if _is_fused(eqn) else []
     return [a for a in given if not hasattr(a, "val")]
+
+
+def _may_send(eqn: Any) -> bool:
+    return eqn.primitive.name in ("sharding_constraint", "reshard")
 
 
 def _is_view(eqn: Any) -> bool:

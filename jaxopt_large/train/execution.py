@@ -55,17 +55,32 @@ class JitExecution:
     """jit over a mesh with Auto axes; batches are divided over the data axis."""
 
     def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
-        self._config, self._model, self._rule, self._mesh = config, model, rule, mesh
+        self._config, self._model, self.rule, self._mesh = config, model, rule, mesh
         self.params = placed_params(config, model, mesh)
-        objective = loss_of(model, OnMesh(mesh, (config.placement.data_axis,), self.params))
-        self._train = make_step(objective, rule, gradient=self._gradient(objective))
-        self._evaluate = jax.jit(make_evaluation(objective, model.accuracy))
         self._step: Any = None  # made by `init`, which knows where results belong
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """(parameters, micro-batch) -> loss.
+
+        Raises:
+          RunError: the model has none.
+        """
+        return loss_of(self._model, OnMesh(self._mesh, (self._config.placement.data_axis,), self.params))
+
+    @functools.cached_property
+    def gradient(self) -> Gradient:
+        """(parameters, batch) -> loss and gradient, as a step makes them."""
+        return self._gradient(self.objective)
+
+    @functools.cached_property
+    def _evaluate(self) -> Any:
+        return jax.jit(make_evaluation(self.objective, self._model.accuracy))
 
     def init(self, key: Any) -> tuple[Params, State]:
         shardings = jax.tree.map(lambda x: x.sharding, self.params)
         params = jax.jit(self._model.init, out_shardings=shardings)(key)
-        state = _on_mesh(self._rule.init(params), self._mesh)
+        state = _on_mesh(self.rule.init(params), self._mesh)
         self._step = self.jitted(jax.tree.map(lambda x: x.sharding, state))
         return params, state
 
@@ -73,7 +88,8 @@ class JitExecution:
         """The step, jitted: (params, state, batch) -> (params, state, metrics)."""
         whole = NamedSharding(self._mesh, PartitionSpec())
         places = (jax.tree.map(lambda x: x.sharding, self.params), state_shardings, whole)
-        return jax.jit(self._train, donate_argnums=(0, 1), out_shardings=places)
+        train = make_step(self.objective, self.rule, gradient=self.gradient)
+        return jax.jit(train, donate_argnums=(0, 1), out_shardings=places)
 
     def _gradient(self, objective: Objective) -> Gradient:
         """The gradient of a batch in micro-batches, reduced for each of them or once."""
@@ -84,7 +100,7 @@ class JitExecution:
             local = functools.partial(mean_gradient, own)
             return reduced_once(local, mesh, axis, PartitionSpec(None, axis))
         divided = placement.zero is not None and self._config.train.accumulate > 1
-        shardings = gradient_shardings(self._rule, self.params) if divided else None
+        shardings = gradient_shardings(self.rule, self.params) if divided else None
         return functools.partial(mean_gradient, objective, shardings=shardings)
 
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:

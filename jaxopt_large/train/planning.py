@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
 from ..config import Config, abstract_mesh_of, build
 from ..models import make_model
 from ..plan import Plan
-from ..plan import plan as plan_rule
-from .shardings import placed_params
+from ..plan.memory import Work, planned
+from .execution import JitExecution
 
 
 def plan_of(config: Config, *, chip: str | None = None) -> Plan:
@@ -22,11 +26,60 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
     """
     placement = config.placement
     options: dict[str, Any] = {"chip": chip, "accumulate": config.train.accumulate}
+    model = make_model(config.model)
     if placement.parallel == "pmap":
-        return plan_rule(
-            build(config), make_model(config.model).abstract(), axis_sizes=placement.mesh, **options
+        sizes = placement.mesh
+        return planned(
+            build(config),
+            model.abstract(),
+            None,
+            axis_sizes=sizes,
+            accumulation="sharded",
+            work=None,
+            **options,
         )
     mesh = abstract_mesh_of(placement)
-    params = placed_params(config, make_model(config.model), mesh)
-    accumulation = config.train.accumulation
-    return plan_rule(build(config, mesh=mesh), params, mesh, accumulation=accumulation, **options)
+    run = JitExecution(config, model, build(config, mesh=mesh), mesh)
+    work = None if model.loss is None else _work_of(config, run, mesh)
+    return planned(
+        run.rule,
+        run.params,
+        mesh,
+        accumulation=config.train.accumulation,
+        axis_sizes=None,
+        work=work,
+        **options,
+    )
+
+
+def _work_of(config: Config, run: JitExecution, mesh: Any) -> Work:
+    """What a run asks of its model."""
+
+    def gradient(params: Any, batch: Any, shardings: Any) -> Any:
+        del shardings  # the run knows
+        return run.gradient(params, batch)
+
+    def micro(axes: tuple[str, ...]) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape[1:], x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
+            ),
+            batch(axes),
+        )
+
+    def batch(axes: tuple[str, ...]) -> Any:
+        del axes
+        return abstract_batch(config, mesh)
+
+    return Work(gradient, batch, run.objective, micro)
+
+
+def abstract_batch(config: Config, mesh: Any) -> Any:
+    """The shapes of a step's batch, with its micro-batches along a first axis, and its sharding."""
+    train, place = config.train, NamedSharding(mesh, PartitionSpec(None, config.placement.data_axis))
+    rows = (train.accumulate, train.batch // train.accumulate)
+    if config.data.kind == "digits":
+        shapes = {"features": ((*rows, config.model.inputs), jnp.float32), "labels": (rows, jnp.int32)}
+    else:
+        shapes = {"tokens": ((*rows, config.data.context + 1), jnp.int32)}
+    return {k: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for k, (shape, dtype) in shapes.items()}
