@@ -102,7 +102,9 @@ def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
 
 def _is_tall(pass_: Pass, local: Pass) -> bool:
     """Is one device's part a large stack, all layers of it?"""
-    return len(local.shape) > 2 and local.shape[0] == pass_.shape[0] > 1 and local.size >= _BY_LAYERS
+    layers = local.shape[0]
+    tall = len(local.shape) > 2 and layers == pass_.shape[0] > 1 and local.size >= _BY_LAYERS
+    return tall and local.size // layers >= FEWEST
 
 
 def _by_layers(

@@ -12,6 +12,7 @@ from .._partition import devices_along, entries
 
 # bytes on one device: what is smaller is gathered at once, and compilers may join several
 BY_LAYERS = 2**26
+LEAST = 2**20  # bytes of a layer on one device: less is not worth a collective of its own
 
 
 def gathered(
@@ -43,7 +44,7 @@ def gathered(
             for length, entry in zip(x.shape, entries(share, x.ndim), strict=True)
         )
         stacked = dim > 0 and is_even and not entries(whole, x.ndim)[0] and x.shape[0] > 1
-        if stacked and size >= BY_LAYERS:
+        if stacked and size >= BY_LAYERS and size // x.shape[0] >= LEAST:
             made[n] = _by_layers(x, old[n], share, whole, mesh, dim, axes)
         else:
             at_once.append(n)

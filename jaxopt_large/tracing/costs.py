@@ -13,7 +13,7 @@ from typing import Any
 
 from .._partition import entries
 from .inlined import Inlined, inlined
-from .layouts import Dims, Layout, Sent, joined, local_elements, refines, reshaped, whole
+from .layouts import Dims, Layout, Sent, joined, local_elements, longer, refines, reshaped, whole
 from .primitives import known
 
 _FAST = 2**27  # bytes: what is smaller can stay in a chip's fast memory
@@ -317,13 +317,12 @@ class _Walk:
             [d for d in range(len(x.dims)) if d not in c and d not in b]
             for x, c, b in zip(xs, contract, batch, strict=True)
         ]
-        common = [max(xs[0].dims[i], xs[1].dims[j], key=len) for i, j in zip(*batch, strict=True)]
+        one, other = (x.dims for x in xs)
+        common = [longer(one[i], other[j]) for i, j in zip(*batch, strict=True)]
         owed = tuple(
-            dict.fromkeys(
-                a for i, j in zip(*contract, strict=True) for a in max(xs[0].dims[i], xs[1].dims[j], key=len)
-            )
+            dict.fromkeys(a for i, j in zip(*contract, strict=True) for a in longer(one[i], other[j]))
         )
-        dims = (*common, *(xs[0].dims[d] for d in free[0]), *(xs[1].dims[d] for d in free[1]))
+        dims = (*common, *(one[d] for d in free[0]), *(other[d] for d in free[1]))
         out = Layout(dims, tuple(a for a in owed if all(a not in axes for axes in dims)))
         if not self.quiet:
             summed = math.prod(avals[0].shape[i] for i in contract[0])
@@ -670,13 +669,8 @@ class _Memory:
         self.peak = max(self.peak, self._now + inside)
         self._free([v for v in ended if v not in given_up])
         self._free([v for v in made if v not in self._last])
-        if not walk.quiet:
-            large = [n for n in made.values() if n > _FAST]
-            if _takes_fused(eqn):
-                roots = {r for a in eqn.invars if not hasattr(a, "val") for r in self._roots_of(a)}
-                sizes = (walk.bytes(r.aval, layouts[r].dims) for r in roots if r in layouts)
-                large += [n for n in sizes if n > _FAST]
-            walk.costs.traffic += rounds * sum(large)
+        if not walk.quiet:  # written, and read again
+            walk.costs.traffic += 2 * rounds * sum(n for n in made.values() if n > _FAST)
 
     def _free(self, variables: Sequence[Any]) -> None:
         for v in variables:

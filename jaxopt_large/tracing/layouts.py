@@ -55,6 +55,11 @@ def refines(one: Dims, other: Dims) -> bool:
     return all(a[: len(b)] == b for a, b in zip(one, other, strict=True))
 
 
+def longer(one: Axes, other: Axes) -> Axes:
+    """Of the axes of two dimensions that are worked on together, those that divide more."""
+    return max((one, other), key=len)
+
+
 def local_elements(shape: Sequence[int], dims: Dims, sizes: Mapping[str, int]) -> int:
     """Of one device's part."""
     return math.prod(-(-n // math.prod(sizes[a] for a in axes)) for n, axes in zip(shape, dims, strict=True))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .._types import Params, Rule, State
 from ..checkpoint import unpadded
@@ -54,7 +54,7 @@ def make_execution(config: Config, model: Model, rule: Rule, mesh: Mesh) -> Exec
 class JitExecution:
     """jit over a mesh with Auto axes; batches are divided over the data axis."""
 
-    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
+    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh | AbstractMesh):
         self._config, self._model, self.rule, self._mesh = config, model, rule, mesh
         self.params = placed_params(config, model, mesh)
         self._step: Any = None  # made by `init`, which knows where results belong
@@ -198,7 +198,7 @@ def _averaged(params: Params, state: State) -> Params:
     return jax.tree.map(lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), found, params)
 
 
-def _on_mesh(state: State, mesh: Mesh) -> State:
+def _on_mesh(state: State, mesh: Any) -> State:
     """Leaves that a rule without `zero` left on one device, replicated over the mesh."""
     replicated = NamedSharding(mesh, PartitionSpec())
 

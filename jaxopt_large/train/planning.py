@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..config import Config, abstract_mesh_of, build
+from ..config import Config, MlpModel, abstract_mesh_of, build
 from ..models import make_model
 from ..plan import Plan
 from ..plan.memory import Work, planned
@@ -78,8 +78,9 @@ def abstract_batch(config: Config, mesh: Any) -> Any:
     """The shapes of a step's batch, with its micro-batches along a first axis, and its sharding."""
     train, place = config.train, NamedSharding(mesh, PartitionSpec(None, config.placement.data_axis))
     rows = (train.accumulate, train.batch // train.accumulate)
-    if config.data.kind == "digits":
+    context = getattr(config.data, "context", 0)
+    if isinstance(config.model, MlpModel):
         shapes = {"features": ((*rows, config.model.inputs), jnp.float32), "labels": (rows, jnp.int32)}
     else:
-        shapes = {"tokens": ((*rows, config.data.context + 1), jnp.int32)}
+        shapes = {"tokens": ((*rows, context + 1), jnp.int32)}
     return {k: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for k, (shape, dtype) in shapes.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
 
 from .._compat import constrained_on
@@ -118,7 +118,7 @@ class OnMesh(Place):
       params: shapes with shardings.
     """
 
-    def __init__(self, mesh: Mesh, data: tuple[str, ...], params: Params):
+    def __init__(self, mesh: Mesh | AbstractMesh, data: tuple[str, ...], params: Params):
         self._mesh, self._data = mesh, data
         leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
         self._specs = {path: entries(x.sharding.spec, x.ndim) for path, x in leaves}

@@ -51,11 +51,26 @@ def _rule(mesh, *, stored=False, layers=None):
     return jl.zero(rule, mesh, "data", layers=layers)
 
 
+def _gathering(monkeypatch, by_layers):
+    monkeypatch.setattr(_gathered, "BY_LAYERS", 1 if by_layers else 2**40)
+    monkeypatch.setattr(_gathered, "LEAST", 2**14)
+
+
+def test_rows_are_no_layers(monkeypatch):
+    """An embedding of which the columns are divided is gathered at once, not 50,257 times."""
+    monkeypatch.setattr(_gathered, "BY_LAYERS", 1)
+    mesh = _mesh()
+    sharding = NamedSharding(mesh, P())
+    params = {"embed": jax.device_put(jnp.ones((1009, 256)), sharding)}
+    _, step = _compiled(_rule(mesh), params, params)
+    assert {c.rounds for c in jl.plan.collectives(step)} == {1}
+
+
 @pytest.mark.parametrize("by_layers", [False, True])
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("specs", ["replicated", "tensor"])
 def test_parameters_are_sent_once_in_their_dtype(specs, stored, by_layers, monkeypatch):
-    monkeypatch.setattr(_gathered, "BY_LAYERS", 1 if by_layers else 2**40)
+    _gathering(monkeypatch, by_layers)
     mesh = _mesh()
     dtype = jnp.bfloat16 if stored else jnp.float32
     params, grads = (_arrays(mesh, specs, dtype, seed) for seed in (0, 1))
@@ -84,7 +99,7 @@ def test_what_is_divided_already_is_not_sent(stored):
 @pytest.mark.parametrize("specs", list(_SPECS))
 @pytest.mark.parametrize("stored", [False, True])
 def test_numbers_are_those_of_update(specs, stored, by_layers, monkeypatch):
-    monkeypatch.setattr(_gathered, "BY_LAYERS", 1 if by_layers else 2**40)
+    _gathering(monkeypatch, by_layers)
     mesh = _mesh()
     dtype = jnp.bfloat16 if stored else jnp.float32
     rule = _rule(mesh, stored=stored)
