@@ -3,9 +3,9 @@
     python benchmarks/large_step.py          # in an environment of `make tpu`; all cases
     python benchmarks/large_step.py zero-1   # those whose name has it; saved in results/large_step.json
 
-Clip + AdamW by `jl.apply`, parameters divided over `model` (ZeRO-1) or over `data` as well (FSDP), in bfloat16
-as gradients are; moments in float32, or in 8 bits with residuals of the parameters. Temporaries are to stay
-within 1 GiB a chip.
+Clip + AdamW by `jl.apply`, parameters in bfloat16 as gradients are, divided over `model` (ZeRO-1) or over
+`data` as well (FSDP); moments in float32, or in 8 bits with residuals of the parameters. Temporaries are to
+stay within 1 GiB a chip.
 """
 
 import json

@@ -3,7 +3,8 @@
     python benchmarks/runs.py configs/gpt3_175b.yaml v5p:8x8x16   # in an environment of `make tpu`
 
 The whole step is compiled, as `jaxopt-large train` would run it: loss, gradients in micro-batches, clipping,
-the rule, new parameters. With --keep it is saved in results/runs.json, by configuration and topology.
+the rule, new parameters; beside it stands what `jaxopt-large plan` says before. With --keep it is saved in
+results/runs.json, by configuration and topology.
 """
 
 import argparse
@@ -15,61 +16,28 @@ from pathlib import Path
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from _record import about
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_large as jl
-from jaxopt_large.gradient_norm import watched
-from jaxopt_large.models import make_model
-from jaxopt_large.train.execution import JitExecution
+from jaxopt_large.train import plan_of
+from jaxopt_large.train.compiled import compared, compiled_step
 
 _FILE = Path(__file__).parent / "results" / "runs.json"
 _GIB = 2**30
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def compiled(config, topology):
-    """The step of a configuration, compiled for a topology."""
-    sizes = config.placement.mesh
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    mesh = Mesh(
-        np.array(devices[: config.placement.devices]).reshape(*sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-    )
-    rule = jl.build(config, mesh=mesh, around=watched)
-    run = JitExecution(config, make_model(config.model), rule, mesh)
-    state = jl.abstract_state(rule, run.params)
-    whole = NamedSharding(mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda x: x.sharding or whole, state)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-    train, place = config.train, NamedSharding(mesh, PartitionSpec(None, config.placement.data_axis))
-    shape = (train.accumulate, train.batch // train.accumulate, config.data.context + 1)
-    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)}
-    return run.jitted(shardings).lower(run.params, state, batch).compile()
-
-
-def record_of(step):
-    memory, found = step.memory_analysis(), jl.plan.collectives(step)
-    return {
-        "gib": {
-            "arguments": memory.argument_size_in_bytes / _GIB,
-            "temporaries": memory.temp_size_in_bytes / _GIB,
-            "peak": memory.peak_memory_in_bytes / _GIB,
-        },
-        "collectives": {
-            kind: {
-                "count": found.count(kind),
-                "in loops": found.inside_loops().count(kind),
-                "gib": found.bytes(kind) / _GIB,
-            }
-            for kind in _KINDS
-            if found.count(kind)
-        },
+def record_of(found):
+    gib = {
+        row.what: {"planned": row.planned / _GIB, "compiled": row.compiled / _GIB}
+        for row in found
+        if row.what in ("arguments", "peak")
     }
+    rest = {
+        row.what: {"planned": row.planned / _GIB, "compiled": row.compiled / _GIB, "where": row.where}
+        for row in found
+        if row.what not in gib
+    }
+    return {"gib": gib, "collectives": rest}
 
 
 def main():
@@ -80,31 +48,23 @@ def main():
     parser.add_argument("--keep", action="store_true", help="save the record")
     args = parser.parse_args()
     config = jl.load(args.config, args.set)
+    plan = plan_of(config, chip=args.topology.split(":")[0])
     began = time.perf_counter()
     try:
-        record = record_of(compiled(config, args.topology))
+        found = compared(plan, compiled_step(config, args.topology))
+        record, told = record_of(found), str(found)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        record = {"refused": str(error).splitlines()[0]}
+        told = str(error).splitlines()[0]
+        record = {"refused": told, "gib": {"peak": {"planned": plan.device_bytes / _GIB}}}
     seconds = time.perf_counter() - began
     name = " ".join([f"{config.name} on {args.topology}", *args.set])
-    print(f"{name}: {_in_words(record)}; compiled in {seconds:.0f} s")
+    print(f"{name}, compiled in {seconds:.0f} s; the plan {'fits' if plan.fits else 'does not fit'}:\n{told}")
     if args.keep:
         records = json.loads(_FILE.read_text()) if _FILE.exists() else {}
         records[name] = {**about("jax", "jaxlib", "libtpu"), "seconds": round(seconds), **record}
         _FILE.write_text(json.dumps(records, indent=1) + "\n")
-
-
-def _in_words(record):
-    if "refused" in record:
-        return record["refused"]
-    gib = ", ".join(f"{what} {x:.2f}" for what, x in record["gib"].items())
-    rows = [
-        f"  {kind:20} {row['count']:4} ({row['in loops']} in loops) {row['gib']:9.2f} GiB"
-        for kind, row in record["collectives"].items()
-    ]
-    return "\n".join([f"GiB a chip: {gib}", *rows])
 
 
 if __name__ == "__main__":

@@ -636,9 +636,26 @@ class _Memory:
         for a in self._outputs:
             for r in self._roots_of(a):
                 self._last[r] = len(jaxpr.eqns)
+        if in_loop:
+            self._hold_for_late_products(jaxpr)
         self._ends: dict[int, list[Any]] = {}
         for v, place in self._last.items():
             self._ends.setdefault(place, []).append(v)
+
+    def _hold_for_late_products(self, jaxpr: Inlined) -> None:
+        """Products for results alone, such as gradients of weights, come last: their operands live until then.
+
+        So compilers have something to compute while the arrays of other products are on their way.
+        """
+        awaited: set[Any] = set()
+        for eqn in reversed(jaxpr.eqns):
+            if not _is_fused(eqn) or any(v in awaited for v in eqn.outvars):
+                awaited |= {a for a in eqn.invars if not hasattr(a, "val")}
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general" and eqn.outvars[0] not in awaited:
+                for a in eqn.invars:
+                    for r in self._roots_of(a) if not hasattr(a, "val") else ():
+                        self._last[r] = len(jaxpr.eqns)
 
     def _roots_of(self, v: Any) -> frozenset[Any]:
         return self._roots.get(v, frozenset({v}) if v in self._given else frozenset())
