@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from .._partition import entries
 from .._types import AnyRule, Params, State, Updates
@@ -49,7 +50,8 @@ def gradient_costs(
     """
     closed = jax.make_jaxpr(gradient)(params, batch)
     rest = len(closed.out_avals) - len(jax.tree.leaves(grads))
-    return costs_of(closed, _dims((params, batch)), [None] * rest + _dims(grads), dict(mesh.shape))
+    wanted = [None] * rest + _dims(grads)
+    return costs_of(closed, _dims((params, batch)), wanted, dict(mesh.shape), scatters=_scatters(mesh))
 
 
 def update_costs(
@@ -62,7 +64,12 @@ def update_costs(
 
     closed = jax.make_jaxpr(step)(params, state, grads, extra)
     given = _dims((params, state, grads, extra))
-    return costs_of(closed, given, _dims((params, state)), dict(mesh.shape))
+    return costs_of(closed, given, _dims((params, state)), dict(mesh.shape), scatters=_scatters(mesh))
+
+
+def _scatters(mesh: Any) -> bool:
+    """Has the compiler for a mesh reduce-scatters? That of devices that are not there has."""
+    return not isinstance(mesh, Mesh) or mesh.devices.flat[0].platform != "cpu"
 
 
 def _dims(tree: Any) -> list[Dims]:

@@ -40,7 +40,12 @@ class Costs:
 
 
 def costs_of(
-    closed: Any, inputs: Sequence[Dims], results: Sequence[Dims | None], sizes: Mapping[str, int]
+    closed: Any,
+    inputs: Sequence[Dims],
+    results: Sequence[Dims | None],
+    sizes: Mapping[str, int],
+    *,
+    scatters: bool = True,
 ) -> Costs:
     """What a closed jaxpr costs.
 
@@ -49,8 +54,9 @@ def costs_of(
       inputs: how each input is divided.
       results: how each result is to be; None: as it comes.
       sizes: mesh axis -> number of devices.
+      scatters: has the compiler reduce-scatters? That for CPUs sums whole arrays, and takes parts later.
     """
-    walk = _Walk(sizes)
+    walk = _Walk(sizes, scatters)
     given = [Layout(dims) for dims in inputs]
     walk.quiet = 1  # once to see what is added to what
     walk.through(closed.jaxpr, given, results, 1, 0)
@@ -62,7 +68,8 @@ def costs_of(
 
 
 class _Walk:
-    def __init__(self, sizes: Mapping[str, int]):
+    def __init__(self, sizes: Mapping[str, int], scatters: bool):
+        self._scatters = scatters
         self.sizes, self.costs, self.quiet = sizes, Costs(), 0
         self._sent: dict[Any, Layout] = {}  # what is sent already, in the function at hand
         self._inlined: dict[int, Inlined] = {}
@@ -100,7 +107,8 @@ class _Walk:
         scattered = [a for a in x.owed if a in named]
         kept = tuple(tuple(a for a in axes if a not in scattered) for axes in dims)
         if scattered:
-            self.send("reduce-scatter", scattered, self.bytes(aval, kept), rounds, loops)
+            kind = "reduce-scatter" if self._scatters else "all-reduce"
+            self.send(kind, scattered, self.bytes(aval, kept), rounds, loops)
         gone = [a for a in x.axes if a not in named]
         wandered = [a for dim, axes in enumerate(x.dims) for a in axes if a in named and a not in dims[dim]]
         if wandered:
@@ -150,8 +158,11 @@ class _Walk:
                     named = {a for axes in demand for a in axes}
                     if x.owed:
                         pending += self.bytes(v.aval, x.dims)
-                    target = demand if x.free else _with_axes(x, demand, named)
-                    made[n] = self.moved(x, target, v.aval, rounds, loops)
+                    if x.owed and not self._scatters:
+                        made[n] = self.settled(x, v.aval, rounds, loops)
+                    else:
+                        target = demand if x.free else _with_axes(x, demand, named)
+                        made[n] = self.moved(x, target, v.aval, rounds, loops)
                 found[v] = made[n]
             sends = len(self.costs.sent) > before
             memory.step(place, eqn, found, inside + pending, rounds, sends=sends)

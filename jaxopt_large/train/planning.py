@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..config import Config, MlpModel, abstract_mesh_of, build
+from ..config import Config, MlpModel, abstract_mesh_of, build, mesh_of
 from ..models import make_model
 from ..plan import Plan
 from ..plan.memory import Work, planned
@@ -18,7 +18,7 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
 
     Args:
       config: from `load`.
-      chip: a name in `jl.plan.CHIPS`.
+      chip: a name in `jl.plan.CHIPS`; by default the devices that are here, if there are enough.
 
     Raises:
       RunError: a spec of the configuration does not fit the model.
@@ -38,7 +38,7 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
             work=None,
             **options,
         )
-    mesh = abstract_mesh_of(placement)
+    mesh = mesh_of(placement) if chip is None else abstract_mesh_of(placement)
     run = JitExecution(config, model, build(config, mesh=mesh), mesh)
     work = None if model.loss is None else _work_of(config, run, mesh)
     return planned(
