@@ -516,6 +516,20 @@ class _Walk:
         rank = eqn.outvars[0].aval.ndim
         return [Layout(operands[0].dims if len(operands[0].dims) == rank else ((),) * rank)]
 
+    def _all_to_all(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        size = self.bytes(eqn.invars[0].aval, operands[0].dims)
+        self.send("all-to-all", _mapped_axes(eqn), size, rounds, loops)
+        return [whole(eqn.outvars[0].aval.ndim)]
+
+    def _ppermute(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        size = sum(self.bytes(a.aval, x.dims) for a, x in zip(eqn.invars, operands, strict=True))
+        self.send("collective-permute", _mapped_axes(eqn), size, rounds, loops)
+        return operands
+
     # --- loops and branches ---------------------------------------------------------------------------
 
     def _scan(

@@ -64,8 +64,9 @@ def _write(jaxpr: Any, names: dict[Any, Any], made: list[Equation], constants: s
     fresh: Callable[[Any], Any] = (lambda v: v) if not names else lambda v: Variable(v.aval)
     for eqn in jaxpr.eqns:
         operands = [outside(a) for a in eqn.invars]
-        stays = eqn.primitive.name in _STAY or isinstance(meaning_of(eqn), ByWindow)
-        inner = None if stays else callee(eqn)
+        inner = None if eqn.primitive.name in _STAY else callee(eqn)
+        if inner is not None and isinstance(meaning_of(eqn), ByWindow) and _is_small(inner.jaxpr):
+            inner = None
         if inner is None:
             results = [fresh(v) for v in eqn.outvars]
             names |= {old: new for old, new in zip(eqn.outvars, results, strict=True) if old is not new}
@@ -79,3 +80,11 @@ def _write(jaxpr: Any, names: dict[Any, Any], made: list[Equation], constants: s
         _write(inner.jaxpr, there, made, constants)
         for v, atom in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
             names[v] = atom if hasattr(atom, "val") else there.get(atom, atom)
+
+
+def _is_small(jaxpr: Any) -> bool:
+    """Is it work on elements and blocks, as codecs do it, without products and loops?"""
+    names = {eqn.primitive.name for eqn in jaxpr.eqns}
+    return not names & {"dot_general", *_STAY} and all(
+        _is_small(inner.jaxpr) for eqn in jaxpr.eqns if (inner := callee(eqn)) is not None
+    )
