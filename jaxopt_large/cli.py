@@ -1,5 +1,6 @@
 """The command line. JAX and the rest are imported when a command runs, so that help is instant."""
 
+import functools
 import importlib.util
 import os
 import sys
@@ -85,42 +86,47 @@ def plan(
     chip: str | None = None,
     mesh: str | None = None,
     set: tuple[str, ...] = (),
+    budget: str | None = None,
+    compare: tuple[str, ...] = (),
+    compile: bool = False,
+    model: str | None = None,
+    png: str | None = None,
+    html: str | None = None,
     json: bool = False,
 ) -> int:
-    """Say what each device of a run holds, before there is one.
+    """Say what a run costs, before there is one.
 
-    Parameters, gradients and state; the exit code is 1 if they alone do not fit the chip.
+    What each device holds at the fullest moment of a step, what devices send, how long a step takes at least,
+    and what would take less. The exit code is 1 if it does not fit the chip, or the budget.
 
     Args:
       config: a YAML file, such as configs/gpt3_175b.yaml.
       chip: the kind of the devices: v4, v5e, v5p, v6e, tpu7x, A100, H100, H200, B200 or MI300X.
       mesh: other devices than the file's, like data=128,model=8.
       set: settings that win over the file, like train.batch=64; may be given several times.
+      budget: bytes on each device, like 16GiB: choose formats, placement, micro-batches and recomputation so
+        that it fits, and print the YAML.
+      compare: another file, to be shown beside; may be given several times.
+      compile: compile the step for that many TPUs, which need not be there, and show both beside each other.
+      model: package.module:function, which returns abstract parameters, or parameters, loss and batch, in the
+        place of the file's model.
+      png: the file of a picture.
+      html: the file of a page.
       json: for other programs.
     """
-    from .config import ConfigError, load
-    from .train import RunError, plan_of
+    from .config import ConfigError
+    from .train import RunError, RunWriteError
+    from .train.show_plan import Asked, show_plan
 
+    asked = Asked(chip, mesh, set, budget, compare, compile, model, png, html, json)
     try:
-        devices = () if mesh is None else (f"placement.mesh={_mesh(mesh)}",)
-        found = plan_of(load(config, (*devices, *set)), chip=chip)
-    except (ConfigError, FileNotFoundError, RunError, ValueError) as error:
+        return show_plan(config, asked, functools.partial(print, flush=True))
+    except RunWriteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ConfigError, FileNotFoundError, RunError, TypeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(found.to_json() if json else found)
-    return 0 if found.fits else 1
-
-
-def _mesh(text: str) -> str:
-    """ "data=128,model=8" as YAML.
-
-    Raises:
-      ValueError: it is something else.
-    """
-    pairs = [part.strip().partition("=") for part in text.split(",")]
-    if not all(name and number.isdigit() for name, _, number in pairs):
-        raise ValueError(f"plan: mesh is not understood, got {text!r}. Write it like data=128,model=8.")
-    return "{" + ", ".join(f"{name}: {number}" for name, _, number in pairs) + "}"
 
 
 def main(arguments: list[str] | None = None) -> None:

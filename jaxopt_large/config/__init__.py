@@ -7,6 +7,7 @@ from ._build import learning_rates as learning_rates
 from ._build import mesh_of as mesh_of
 from ._changes import changes as changes
 from ._inputs import MlpModel as MlpModel
+from ._load import changed as changed
 from ._load import load as load
 from ._load import settings as settings
 from ._load import to_yaml as to_yaml

@@ -50,6 +50,27 @@ def settings(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def changed(config: Config, values: dict[str, Any]) -> Config:
+    """A configuration with other settings.
+
+    Args:
+      config: checked.
+      values: dotted path -> value, as a file has it.
+
+    Raises:
+      ValueError: together they are no configuration.
+    """
+    found = settings(config)
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        at = found
+        for name in parents:
+            at[name] = at[name] or {}
+            at = at[name]
+        at[last] = value
+    return Config.model_validate(found)
+
+
 def _listed(problems: list[str]) -> str:
     """One line per problem, as many as a screen can take."""
     more = len(problems) - _LISTED

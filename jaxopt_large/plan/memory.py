@@ -134,9 +134,13 @@ class Plan(Table):
     @property
     def host_bytes(self) -> int:
         """Of the memory of one host: its devices' part of a checkpoint, and what is offloaded there."""
-        shares = min(self.chip.per_host if self.chip else 8, self.devices) / self.devices
-        held = sum(row.device_bytes * self.devices for row in self if row.part in ("parameters", "state"))
-        return int(shares * (self.checkpoint_bytes + max(0, self.checkpoint_bytes - held)))
+        here = min(self.chip.per_host if self.chip else 8, self.devices)
+        return here * (self.checkpoint_bytes // self.devices + self.offloaded)
+
+    @property
+    def offloaded(self) -> int:
+        """Bytes of the state that each device has in its host's memory."""
+        return sum(r.bytes // self.devices for r in self if r.part == "state" and not r.device_bytes)
 
     @property
     def checkpoint_seconds(self) -> float:
