@@ -140,7 +140,8 @@ class Plan(Table):
     @property
     def offloaded(self) -> int:
         """Bytes of the state that each device has in its host's memory."""
-        return sum(r.bytes // self.devices for r in self if r.part == "state" and not r.device_bytes)
+        missing = (r.bytes // self.devices - r.device_bytes for r in self if r.part == "state")
+        return sum(n for n in missing if n > 0)
 
     @property
     def checkpoint_seconds(self) -> float:

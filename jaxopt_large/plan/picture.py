@@ -112,7 +112,7 @@ def _named(plan: "Plan | Mapping[str, Plan]", title: str) -> "dict[str, Plan]":
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
 h2 {{ font-size: 1rem; margin: 1.6rem 0 .4rem; }}
 div {{ position: relative; display: flex; height: 2rem; background: #f1f1f1; }}
 div b {{ display: block; height: 100%; }}

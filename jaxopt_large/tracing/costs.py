@@ -668,7 +668,7 @@ class _Memory:
             self._ends.setdefault(place, []).append(v)
 
     def _hold_for_late_products(self, jaxpr: Inlined) -> None:
-        """Products for results alone, such as gradients of weights, come last: their operands live until then.
+        """Products for results alone, as gradients of weights are, come last: their operands live until then.
 
         So compilers have something to compute while the arrays of other products are on their way.
         """
