@@ -1,6 +1,7 @@
 """Causal attention that never holds the scores of all positions with all others."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ def attention(
     length = q.shape[1]
     count, size = blocks(length)
     if count == 1:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return _attended(q, k, v, is_causal=True)
     padded = pad(q, count * size)
 
     @jax.checkpoint
@@ -28,10 +29,15 @@ def attention(
         some = jax.lax.dynamic_slice_in_dim(padded, n * size, size, axis=1)
         at = n * size + jnp.arange(size)
         seen = at[:, None] >= jnp.arange(length)[None, :]
-        return jax.nn.dot_product_attention(some, k, v, mask=seen[None, None])
+        return _attended(some, k, v, mask=seen[None, None])
 
     made = jax.lax.map(block, jnp.arange(count))  # [blocks, b, size, n, s]
     return jnp.moveaxis(made, 0, 1).reshape(padded.shape)[:, :length]
+
+
+def _attended(q: Array, k: Array, v: Array, **options: Any) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own function asks for it, in bfloat16
+        return jax.nn.dot_product_attention(q, k, v, **options)
 
 
 def blocks(length: int) -> tuple[int, int]:

@@ -299,7 +299,7 @@ def plan(
     all         -         -        834.00 MiB   328.25 MiB
     <BLANKLINE>
     8 devices, v5e of 15.75 GiB: 15.43 GiB left for activations.
-    The optimizer's step takes 2.3 ms at least, by network over data (memory 0.9 ms).
+    The optimizer's step takes 2.3 ms at least, by network over data (memory 0.8 ms).
     <BLANKLINE>
     kind        over  count  in loops  a step      at least
     ----------  ----  -----  --------  ----------  --------

@@ -161,16 +161,16 @@ class _Walk:
                     if x.owed and not self._scatters:
                         made[n] = self.settled(x, v.aval, rounds, loops)
                     else:
-                        target = demand if x.free else _with_axes(x, demand, named)
-                        made[n] = self.moved(x, target, v.aval, rounds, loops)
+                        goal = demand if x.free else _with_axes(x, demand, named)
+                        made[n] = self.moved(x, goal, v.aval, rounds, loops)
                 found[v] = made[n]
             sends = len(self.costs.sent) > before
             memory.step(place, eqn, found, inside + pending, rounds, sends=sends)
         results = []
-        for atom, target in zip(jaxpr.outvars, wanted, strict=True):
+        for atom, goal in zip(jaxpr.outvars, wanted, strict=True):
             x = read(atom)
-            if target is not None and len(target) == len(x.dims):
-                x = self.moved(x, target, atom.aval, rounds, loops)
+            if goal is not None and len(goal) == len(x.dims):
+                x = self.moved(x, goal, atom.aval, rounds, loops)
             results.append(self.settled(x, atom.aval, rounds, loops))
         self._sent = around
         return results, memory.peak
@@ -241,13 +241,13 @@ class _Walk:
     def _sharding_constraint(
         self, eqn: Any, operands: list[Layout], demands: list[Dims | None], rounds: int, loops: int
     ) -> list[Layout]:
-        target = _target(eqn)
+        goal = _target(eqn)
         (x,), demand = operands, demands[0]
-        if target is None:
+        if goal is None:
             return operands
-        if demand is not None and refines(demand, target) and (x.free or refines(x.dims, demand)):
+        if demand is not None and refines(demand, goal) and (x.free or refines(x.dims, demand)):
             return [Layout(demand, x.owed) if x.free else x]
-        return [self.sent(eqn.invars[0], x, target, rounds, loops)]
+        return [self.sent(eqn.invars[0], x, goal, rounds, loops)]
 
     _reshard = _sharding_constraint
 
@@ -433,9 +433,9 @@ class _Walk:
             outs = [found.get(v) for v in eqn.outvars]
             name = eqn.primitive.name
             if name in ("sharding_constraint", "reshard"):
-                target, demand = _target(eqn), outs[0]
-                deeper = demand is not None and target is not None and refines(demand, target)
-                want(eqn.invars[0], demand if deeper else target)
+                goal, demand = _target(eqn), outs[0]
+                deeper = demand is not None and goal is not None and refines(demand, goal)
+                want(eqn.invars[0], demand if deeper else goal)
                 continue
             if all(d is None for d in outs):
                 continue
@@ -475,10 +475,10 @@ class _Walk:
         manual = set(p.get("manual_axes") or p["mesh"].axis_names)
         given = []
         for x, spec, a in zip(operands, p["in_specs"], eqn.invars, strict=True):
-            target = tuple(entries(spec, len(x.dims)))
+            goal = tuple(entries(spec, len(x.dims)))
             mine = tuple(
                 (*(a for a in new if a in manual), *(a for a in old if a not in manual))
-                for new, old in zip(target, x.dims, strict=True)
+                for new, old in zip(goal, x.dims, strict=True)
             )
             placed = self.settled(self.moved(x, mine, a.aval, rounds, loops), a.aval, rounds, loops)
             given.append(Layout(tuple(tuple(n for n in axes if n not in manual) for axes in placed.dims)))
