@@ -154,3 +154,36 @@ def test_names_without_percent_signs_and_heads_without_types():
         f"{line.split(' (')[0]} {{" if line.endswith("{") else line for line in text.splitlines()
     )
     assert set(jl.plan.collectives(short)) == set(jl.plan.collectives(_TPU))
+
+
+_BY_TWO = """HloModule m
+%condition (p: (f32[8], u32[])) -> pred[] {
+  %bound = u32[] constant(4)
+  %p = (f32[8], u32[]) parameter(0)
+  %count = u32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%count, %bound), direction=LT
+}
+
+%body (p: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %two = u32[] constant(2)
+  %p = (f32[8], u32[]) parameter(0)
+  %x = f32[8] get-tuple-element(%p), index=0
+  %count = u32[] get-tuple-element(%p), index=1
+  %sent = f32[8] collective-permute(%x), channel_id=1, source_target_pairs={{0,1}}
+  %again = f32[8] collective-permute(%sent), channel_id=2, source_target_pairs={{0,1}}
+  %next = u32[] add(%count, %two)
+  ROOT %made = (f32[8], u32[]) tuple(%again, %next)
+}
+
+ENTRY %main (p: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %p = (f32[8], u32[]) parameter(0)
+  ROOT %while.1 = (f32[8], u32[]) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def test_loops_that_count_by_two():
+    """A TPU's products that run while their operand is sent: two rounds stand in the body."""
+    found = jl.plan.collectives(_BY_TWO)
+    assert [c.rounds for c in found] == [2, 2]
+    assert found.bytes("collective-permute") == 4 * 4 * 8

@@ -117,7 +117,30 @@ def trips(loop: Instruction, module: Module) -> int:
     fused = [i for call in own for name in call.called() for i in module.computations.get(name, [])]
     lines = "\n".join(i.line for i in [*own, *fused])
     bounds = _BOUND.findall(lines)
-    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in lines else 1
+    if len(bounds) != 1 or "direction=LT" not in lines:
+        return 1
+    return -(-int(bounds[0]) // _step(loop, lines, module))
+
+
+def _step(loop: Instruction, condition: str, module: Module) -> int:
+    """By how much a loop counts: what its body adds to the number that the condition compares.
+
+    Compilers write two rounds of a short loop one after the other, and count by two.
+    """
+    place = re.search(r"get-tuple-element\([^)]*\), index=(\d+)", condition)
+    body = re.search(r"body=%?([\w.\-]+)", loop.line)
+    lines = [i.line for i in module.computations.get(body.group(1), [])] if body else []
+    root = next((line for line in lines if line.startswith("ROOT ")), "")
+    results = re.findall(r"%([\w.\-]+)", root.partition(" tuple(")[2].partition(")")[0])
+    if place is None or int(place.group(1)) >= len(results):
+        return 1
+    made = {line.removeprefix("ROOT ").lstrip("%").split(" = ")[0]: line for line in lines}
+    added = re.search(r" add\(([^)]*)\)", made.get(results[int(place.group(1))], ""))
+    for name in re.findall(r"%([\w.\-]+)", added.group(1)) if added else ():
+        number = re.search(r" constant\((\d+)\)", made.get(name, ""))
+        if number:
+            return max(1, int(number.group(1)))
+    return 1
 
 
 def group_size(collective: Instruction, module: Module) -> int:

@@ -17,6 +17,7 @@ from .layouts import Dims, Layout, Sent, joined, local_elements, longer, refines
 from .primitives import known
 
 _FAST = 2**27  # bytes: what is smaller can stay in a chip's fast memory
+_SUMS = "add add_any sub"
 _LINEAR = "add sub neg mul div convert_element_type add_any copy reduce_precision"  # pass on what is owed
 
 
@@ -140,6 +141,7 @@ class _Walk:
         found |= zip(jaxpr.invars, inputs, strict=True)
         demands = self.demands(jaxpr, wanted)
         memory = _Memory(jaxpr, self, in_loop=loops > 0)
+        later = _summed_later(jaxpr, demands)
         around, self._sent = self._sent, {}
 
         def read(atom: Any) -> Layout:
@@ -154,7 +156,8 @@ class _Walk:
             pending = 0
             for n, v in enumerate(eqn.outvars):
                 demand, x = demands.get(v), made[n]
-                if demand is not None and (x.free or any(a in axes for axes in demand for a in x.owed)):
+                owes = demand is not None and any(a in axes for axes in demand for a in x.owed)
+                if demand is not None and (x.free or (owes and v not in later)):
                     named = {a for axes in demand for a in axes}
                     if x.owed:
                         pending += self.bytes(v.aval, x.dims)
@@ -207,7 +210,7 @@ class _Walk:
         linear = eqn.primitive.name in _LINEAR.split()
         if not linear:
             same = [(a, self.settled(x, a.aval, rounds, loops)) for a, x in same]
-        elif eqn.primitive.name in ("add", "sub", "add_any") and any(x.owed for _, x in same):
+        elif eqn.primitive.name in _SUMS.split() and any(x.owed for _, x in same):
             most = joined([x for _, x in same])
             if any(set(x.owed) != set(most.owed) for _, x in same if not x.free):
                 same = [
@@ -599,6 +602,22 @@ class _Walk:
             results = results or made
             peaks.append(alive)
         return results or [], max(peaks, default=0)
+
+
+def _summed_later(jaxpr: Inlined, demands: Mapping[Any, Dims]) -> set[Any]:
+    """What is only added up, or handed on, to something else that is wanted divided: one sum does for all."""
+    takers: dict[Any, list[Any]] = {}
+    for eqn in jaxpr.eqns:
+        for a in eqn.invars:
+            if not hasattr(a, "val"):
+                takers.setdefault(a, []).append(eqn)
+    linear = {*_SUMS.split(), "neg", "reshape", "transpose", "squeeze"}
+    results = {a for a in jaxpr.outvars if not hasattr(a, "val")}
+    return {
+        v
+        for v, some in takers.items()
+        if v not in results and all(e.primitive.name in linear and e.outvars[0] in demands for e in some)
+    }
 
 
 def _with_axes(x: Layout, demand: Dims, named: set[str]) -> Dims:
