@@ -22,7 +22,7 @@ from ..microbatches import microbatched_value_and_grad
 from ..placement.shardings import abstract_state, check_arrays, gradients_of
 from .chips import Chip, chip_of
 from .step import StepCosts, gradient_costs, kept_for_backward, update_costs
-from .times import PlannedCollectives, collectives_of, duration, times_of
+from .times import PlannedCollectives, collectives_of, duration, operations, times_of
 
 _DISK = 1e9  # bytes/s that one host writes
 _MOST_WHOLE = 5  # of what is not divided: the largest
@@ -206,7 +206,7 @@ class Plan(Table):
         if costs.why:
             lines.append(f"The rule's own collectives are not known: {costs.why}.")
         if self.has_model and self.flops is not None:
-            lines.append(f"A step: {self.flops / 1e12:,.1f} TFLOP on each device.")
+            lines.append(f"A step: {operations(self.flops)} on each device.")
         if self.times:
             slowest = max(self.times, key=lambda name: self.times[name])
             others = [f"{n} {duration(t)}" for n, t in self.times.items() if n != slowest and t >= 1e-4]

@@ -118,3 +118,15 @@ def duration(seconds: float) -> str:
     ('12.3 ms', '75.0 s')
     """
     return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+
+
+def operations(flops: float) -> str:
+    """Floating-point operations, in the unit that suits.
+
+    >>> operations(2.5e12), operations(7e6)
+    ('2.50 TFLOP', '7.00 MFLOP')
+    """
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops >= limit:
+            return f"{flops / limit:,.2f} {unit}FLOP"
+    return f"{flops:,.0f} FLOP"

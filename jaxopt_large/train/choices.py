@@ -19,11 +19,14 @@ from .shardings import placed_params
 # whichever is larger (tests/train/test_budget.py measures it). Without bfloat16: twice the bytes of int8, and
 # no loss in training tells them apart.
 ERRORS = {"float32": 0.0, "int8": 0.0074, "int4": 0.146}
-_FORMATS = ({"mu": "int8", "nu": "int8"}, {"mu": "int4", "nu": "int8"})
+_FORMATS = (
+    {"mu": "int8", "nu": "int8", "trace": "int8"},
+    {"mu": "int4", "nu": "int8", "trace": "int4"},
+)
 MARGIN = 0.08  # of a budget that is left: as far as plans have been from the TPU compiler's peak
 _TO_HOST = 16e9  # bytes/s between a device and its host
 _MOST = 3
-_MOMENTS = ("mu", "nu")
+_MOMENTS = ("mu", "nu", "trace")
 
 
 class Change(NamedTuple):
@@ -133,7 +136,7 @@ def alternatives(config: Config, plan: Plan, *, chip: str | None) -> list[Altern
 def within(config: Config, budget: int, *, chip: str | None = None) -> Choice:
     """The configuration that fits a budget of bytes on each device and costs least.
 
-    Formats of moments, what is divided over the data axis, offloading, micro-batches and recomputation are
+    One that fits as it is stays so. Else formats of moments, what is divided over the data axis, offloading, micro-batches and recomputation are
     chosen together: of all that fit, with a margin of 8 %, the least time of a step (each resource after the
     other), lengthened by the square of the relative error of what is stored: so much noise it adds to the
     gradients', and so many more steps would average it out.
@@ -145,6 +148,9 @@ def within(config: Config, budget: int, *, chip: str | None = None) -> Choice:
     if make_model(config.model).loss is None:
         wrong = "--budget needs the activations of a model; this one is here for planning only"
         raise RunError(message("plan", wrong, do="Compare plans by --chip, whose headroom leaves them out"))
+    now = plan_of(config, chip=chip)
+    if now.device_bytes <= budget * (1 - MARGIN):
+        return Choice(config, (), now, budget, ())
     states = list(_states(config))
     least = min(state.parameters for state in states)
     if least > budget:

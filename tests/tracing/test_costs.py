@@ -1,0 +1,150 @@
+"""What a traced function costs on a mesh, beside what can be counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxopt_large._partition import entries
+from jaxopt_large.tracing.costs import costs_of
+from jaxopt_large.tracing.layouts import reshaped
+
+_MESH = AbstractMesh((4, 2), ("data", "model"))
+_SIZES = dict(_MESH.shape)
+
+
+def _costs(function, *given, wanted=None, **options):
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in given]
+    closed = jax.make_jaxpr(function)(*arrays)
+    ins = [tuple(entries(spec, len(shape))) for shape, _, spec in given]
+    outs = [None] * len(closed.jaxpr.outvars) if wanted is None else wanted
+    return costs_of(closed, ins, outs, _SIZES, **options)
+
+
+def _on(x, *spec):
+    return jax.lax.with_sharding_constraint(x, NamedSharding(_MESH, P(*spec)))
+
+
+def _sent(costs):
+    return sorted((s.kind, s.axes, s.bytes, s.rounds) for s in costs.sent)
+
+
+_F32 = jnp.float32
+
+
+def test_a_product_owes_a_sum_over_what_divides_both():
+    found = _costs(lambda x, w: x @ w, ((8, 16), _F32, P(None, "model")), ((16, 32), _F32, P("model")))
+    assert _sent(found) == [("all-reduce", ("model",), 8 * 32 * 4, 1)]
+    assert found.flops == 2 * 8 * 16 * 32 / 2
+    assert found.results[0].dims == ((), ())
+
+
+def test_a_sum_that_is_wanted_divided_is_scattered():
+    def product(x, w):
+        return _on(x @ w, "model", None)
+
+    given = ((8, 16), _F32, P(None, "model")), ((16, 32), _F32, P("model"))
+    assert _sent(_costs(product, *given)) == [("reduce-scatter", ("model",), 8 * 32 * 4, 1)]
+    # CPUs have none
+    assert _sent(_costs(product, *given, scatters=False)) == [("all-reduce", ("model",), 8 * 32 * 4, 1)]
+
+
+def test_sums_that_are_added_up_are_done_once():
+    def products(x, w, v):
+        return _on(x @ w + x @ v, "model", None)
+
+    given = ((8, 16), _F32, P(None, "model")), ((16, 32), _F32, P("model")), ((16, 32), _F32, P("model"))
+    assert _sent(_costs(products, *given)) == [("reduce-scatter", ("model",), 8 * 32 * 4, 1)]
+
+
+def test_weights_are_gathered_where_they_are_used_and_once():
+    def twice(x, w):
+        whole = _on(w, None, None)
+        return x @ whole + jnp.sin(x) @ _on(w, None, None)
+
+    found = _costs(twice, ((64, 16), _F32, P("data")), ((16, 32), _F32, P("data")))
+    assert _sent(found) == [("all-gather", ("data",), 16 * 32 * 4, 1)]
+    assert found.results[0].dims == (("data",), ())
+
+
+def test_one_axis_cannot_divide_two_dimensions():
+    """The batch and the weight are divided by `data`: the smaller is gathered."""
+    found = _costs(lambda x, w: x @ w, ((64, 16), _F32, P("data")), ((16, 32), _F32, P(None, "data")))
+    assert _sent(found) == [("all-gather", ("data",), 16 * 32 * 4, 1)]
+
+
+def test_loops_multiply():
+    def layers(x, ws):
+        return jax.lax.scan(lambda x, w: (x @ _on(w, None, None), None), x, ws)[0]
+
+    found = _costs(layers, ((64, 16), _F32, P("data")), ((5, 16, 16), _F32, P(None, "data")))
+    assert _sent(found) == [("all-gather", ("data",), 16 * 16 * 4, 5)]
+    assert found.flops == 5 * 2 * 64 * 16 * 16 / 4
+    assert {s.loops for s in found.sent} == {1}
+
+
+def test_an_embedding_that_is_divided_by_rows_owes_a_sum():
+    def looked_up(table, tokens):
+        return table[tokens]
+
+    found = _costs(looked_up, ((64, 16), _F32, P("model")), ((8,), jnp.int32, P("data")))
+    assert [(k, a) for k, a, _, _ in _sent(found)] == [("all-reduce", ("model",))]
+
+
+def test_what_stands_beside_what_is_alive_at_once():
+    n = 2**10
+
+    def chain(x, w):
+        for _ in range(4):
+            x = jnp.tanh(x @ w) * 2.0  # what works element by element has no buffer of its own
+        return x
+
+    found = _costs(chain, ((n, n), _F32, P()), ((n, n), _F32, P()))
+    assert found.alive == 2 * 4 * n * n  # a product, and the one that it is made from
+
+    def kept(x, w):
+        return sum(jnp.tanh(x * float(k)) @ w for k in range(3))
+
+    assert _costs(kept, ((n, n), _F32, P()), ((n, n), _F32, P())).alive <= 3 * 4 * n * n
+
+
+def test_a_backward_pass_keeps_what_the_forward_pass_made():
+    layers, n = 6, 128
+
+    def loss(ws, x):
+        return jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0])
+
+    found = _costs(jax.grad(loss), ((layers, n, n), _F32, P()), ((512, n), _F32, P("data")))
+    stacks = layers * (512 // 4) * n * 4
+    assert found.alive >= 2 * stacks  # what goes in, and what tanh gave
+    assert [(s.kind, s.bytes * s.rounds) for s in found.sent if s.bytes > 4] == [
+        ("all-reduce", layers * n * n * 4)
+    ]
+
+
+def test_mapped_axes():
+    def inside(x):
+        return jax.lax.psum(x, "data"), jax.lax.all_to_all(x, "data", 0, 0, tiled=True)
+
+    run = jax.shard_map(inside, mesh=_MESH, in_specs=P("data"), out_specs=(P(), P("data")), check_vma=False)
+    found = _costs(run, ((64, 8), _F32, P("data")))
+    assert _sent(found) == [
+        ("all-reduce", ("data",), 16 * 8 * 4, 1),
+        ("all-to-all", ("data",), 16 * 8 * 4, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dims", "old", "new", "expected"),
+    [
+        ((("a",), ()), (8, 6), (48,), (("a",),)),
+        ((("a",), ()), (8, 6), (2, 4, 6), (("a",), (), ())),
+        (((), ("a",)), (8, 6), (8, 2, 3), ((), ("a",), ())),
+        (((), ("a",)), (8, 6), (48,), ((),)),  # parts of it would lie apart
+        ((("a",),), (8,), (1, 8), ((), ("a",))),
+        ((("a",), ()), (8, 3), (3, 8), ((), ())),
+    ],
+)
+def test_reshapes(dims, old, new, expected):
+    assert reshaped(dims, old, new, {"a": 2}) == expected
