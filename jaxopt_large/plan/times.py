@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .._tables import Table, size
+from .._tables import Table, size, table
 from ..tracing.costs import Costs
 from ..tracing.layouts import Sent
 from .chips import Chip
 
+_SMALL = 1000  # of what all together send: less than the one in so many parts is not printed
 _TWICE = ("all-reduce",)  # a sum is sent, and then sent back
 
 
@@ -48,6 +49,13 @@ class PlannedCollectives(Table):
             "at least": "-" if row.seconds is None else duration(row.seconds),
         }
         return found[column]
+
+    def __str__(self) -> str:
+        least = self.bytes() / _SMALL
+        large = PlannedCollectives(row for row in self if row.bytes >= least)
+        entries = [[self.cell(row, column) for column in self.columns] for row in large]
+        rest = len(self) - len(large)
+        return table(self.columns, entries) + (f"\n... and {rest} smaller" if rest else "")
 
     def count(self, kind: str) -> int:  # type: ignore[override]
         """How many of a kind there are in the program."""

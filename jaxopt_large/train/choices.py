@@ -136,10 +136,10 @@ def alternatives(config: Config, plan: Plan, *, chip: str | None) -> list[Altern
 def within(config: Config, budget: int, *, chip: str | None = None) -> Choice:
     """The configuration that fits a budget of bytes on each device and costs least.
 
-    One that fits as it is stays so. Else formats of moments, what is divided over the data axis, offloading, micro-batches and recomputation are
-    chosen together: of all that fit, with a margin of 8 %, the least time of a step (each resource after the
-    other), lengthened by the square of the relative error of what is stored: so much noise it adds to the
-    gradients', and so many more steps would average it out.
+    One that fits as it is stays so. Else formats of moments, what is divided over the data axis, offloading,
+    micro-batches and recomputation are chosen together: of all that fit, with a margin of 8 %, the least time
+    of a step (each resource after the other), lengthened by the square of the relative error of what is
+    stored: so much noise it adds to the gradients', and so many more steps would average it out.
 
     Raises:
       ValueError: the parameters alone take more than the budget, however they are divided.

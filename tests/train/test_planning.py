@@ -10,7 +10,8 @@ from jaxopt_large.config import mesh_of
 from jaxopt_large.gradient_norm import watched
 from jaxopt_large.models import make_model
 from jaxopt_large.train import plan_of
-from jaxopt_large.train.execution import make_execution
+from jaxopt_large.train.execution import JitExecution, make_execution
+from jaxopt_large.train.planning import abstract_batch
 
 from ..test_plan_memory import held
 from .runs import CONFIGS
@@ -42,6 +43,34 @@ def test_a_run_holds_what_its_plan_says(file, overrides):
     params, state = run.init(jax.random.key(0))
     found, norm = plan_of(config), np.dtype(np.float32).itemsize  # of the gradient, which runs watch
     assert (found.part("parameters"), found.part("state") + norm) == (held(params), held(state))
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "within"),
+    [
+        ("stdlib_gpt_tensor", [], 0.05),
+        ("stdlib_gpt_tensor", ["placement.fsdp=data"], 0.05),
+        ("stdlib_gpt", [], 0.06),
+        ("stdlib_gpt_muon", [], 0.06),
+    ],
+)
+def test_a_step_takes_what_its_plan_says(file, overrides, within):
+    """All of memory, beside the CPU compiler's account; and what ZeRO-1 and Muon send, to the byte."""
+    config = jl.load(CONFIGS / f"{file}.yaml", overrides)
+    mesh = mesh_of(config.placement)
+    run = JitExecution(config, make_model(config.model), jl.build(config, mesh=mesh, around=watched), mesh)
+    state = jl.abstract_state(run.rule, run.params)
+    jitted = run.jitted(jax.tree.map(lambda x: x.sharding, state))
+    step = jitted.lower(run.params, state, abstract_batch(config, mesh)).compile()
+    memory, sent = step.memory_analysis(), jl.plan.collectives(step)
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    total -= memory.alias_size_in_bytes
+    found = plan_of(config)
+    assert found.device_bytes == pytest.approx(total, rel=within)
+    if len(mesh.shape) == 1:
+        small = 2**13  # norms, counters and decisions: of a few numbers each
+        for kind in ("all-gather", "all-reduce"):
+            assert abs(found.collectives.bytes(kind) - sent.bytes(kind)) < small
 
 
 @pytest.mark.parametrize(
