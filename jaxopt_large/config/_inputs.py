@@ -112,7 +112,20 @@ class T5Model(Group):
     buckets: Count = 32
 
 
-Model = Annotated[TransformerModel | MlpModel | BertModel | T5Model, Field(discriminator="kind")]
+class MoeModel(Group):
+    """A mixture of experts' parameters, for planning."""
+
+    kind: Literal["moe"]
+    vocabulary: Count
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    mlp_width: Count
+    experts: Count
+
+
+Model = Annotated[TransformerModel | MlpModel | BertModel | T5Model | MoeModel, Field(discriminator="kind")]
 
 
 def misfits(data: Data, model: Model) -> str:

@@ -6,10 +6,11 @@ from ._model import Model as Model
 from ._place import Place as Place
 from .bert import bert
 from .mlp import mlp
+from .moe import moe
 from .t5 import t5
 from .transformer import transformer
 
-_MODELS = {"bert": bert, "mlp": mlp, "t5": t5, "transformer": transformer}
+_MODELS = {"bert": bert, "mlp": mlp, "moe": moe, "t5": t5, "transformer": transformer}
 
 
 def make_model(settings: Any) -> Model:

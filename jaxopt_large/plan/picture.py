@@ -44,17 +44,21 @@ def drawn(plan: "Plan | Mapping[str, Plan]", *, title: str = "") -> Any:
 
     plans = _named(plan, title)
     figure = Figure(figsize=(9, 1.6 + 0.55 * len(plans)), layout="constrained")
-    axes = figure.add_subplot()
+    axes, above = figure.add_subplot(), None
     for row, (_name, one) in enumerate(plans.items()):
         left = 0.0
         for part, taken in parts(one).items():
             axes.barh(row, taken / _GIB, left=left, color=_COLORS[part], label=part if row == 0 else None)
             left += taken / _GIB
-        axes.text(left, row, f" {size(one.device_bytes)}", va="center", fontsize=8)
         if one.chip is not None:
-            axes.plot([one.chip.memory / _GIB] * 2, [row - 0.42, row + 0.42], color="black", linewidth=2)
-            where = (one.chip.memory / _GIB, row - 0.44)
-            axes.annotate(one.chip.name, where, ha="center", va="bottom", fontsize=7)
+            at = one.chip.memory / _GIB
+            axes.plot([at, at], [row - 0.44, row + 0.44], color="black", linewidth=2)
+            if one.chip != above:
+                axes.text(at, row - 0.46, one.chip.name, ha="center", va="bottom", fontsize=7)
+        above = one.chip
+        how = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.annotate(size(one.device_bytes), (left, row), bbox=white, zorder=4, **how)
     axes.set_yticks(range(len(plans)), list(plans))
     axes.set_ylim(len(plans) - 0.4, -0.75)
     axes.margins(x=0.12)

@@ -74,7 +74,7 @@ def test_defaults_are_filled_in_and_what_is_written_reads_back(tmp_path):
         ("learning_rate: 3e-4", "learning_rate: -1", "{line}: optimizer.groups.*.learning_rate: must be greater than or equal to 0 (got -1)"),
         ("      b1: 0.9", "      b1: 1", "{line}: optimizer.groups.*.b1: b1 is out of range, got 1.0; b1 must be a number in [0, 1)."),
         ("rule: adamw", "rule: adamww", "{line}: optimizer.groups.*.rule: must be one of gradient_descent, sgd, adagrad, rmsprop, adadelta, adam, adamw, "),
-        ("  kind: transformer", "  kind: transfomer", "{line}: model.kind: must be one of transformer, mlp, bert, t5 (got 'transfomer'); did you mean 'transformer'?"),
+        ("  kind: transformer", "  kind: transfomer", "{line}: model.kind: must be one of transformer, mlp, bert, t5, moe (got 'transfomer'); did you mean 'transformer'?"),
         ("  zero: data", "  zero: modle", "placement: zero: the mesh has no axis 'modle'; its axes are data"),
         ("  kind: transformer", "  kind: transformer\n  kind: transformer", "{line+1}: model.kind: the key is there twice"),
         ("  clip: 1.0", "  clip: -2.0", "{line}: optimizer.clip: must be greater than 0 (got -2.0)"),
@@ -256,6 +256,7 @@ _PUBLISHED = {
     "t5_3b": (2_851_598_336, 0.0),
     "gpt3_175b": (175e9, 0.01),
     "llama3_8b": (8_030_261_248, 0.0),
+    "moe_8x7b": (46_702_792_704, 0.0),
 }
 
 

@@ -33,6 +33,11 @@ _BOTH = [
 ]
 
 
+def _step(config):
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own derivative of attention in bfloat16 asks for it
+        return compiled_step(config, "v5e:4x4")
+
+
 @pytest.mark.parametrize(
     ("overrides", "kinds"),
     [
@@ -46,8 +51,7 @@ def test_a_run_on_16_v5e(overrides, kinds):
     """The peak within 10 %; gathers to the byte; all that is sent within 10 %, whatever it is sent as."""
     config = jl.load(CONFIGS / "stdlib_gpt.yaml", overrides)
     plan = plan_of(config, chip="v5e")
-    found = compared(plan, compiled_step(config, "v5e:4x4"))
-    print(found)
+    found = compared(plan, _step(config))
     peak, sent = found.of("peak"), found.of("all collectives")
     assert peak.compiled == pytest.approx(peak.planned, rel=0.1)
     assert sent.compiled == pytest.approx(sent.planned, rel=0.1)
@@ -62,7 +66,7 @@ def test_a_budget_is_never_refused(share):
     budget = int(plan_of(config, chip="v5e").device_bytes * share)
     choice = choices.within(config, budget, chip="v5e")
     assert choice.config is not None
-    assert compiled_step(choice.config, "v5e:4x4").memory_analysis().peak_memory_in_bytes <= budget
+    assert _step(choice.config).memory_analysis().peak_memory_in_bytes <= budget
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["float32", "int8, split"])

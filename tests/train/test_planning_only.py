@@ -18,9 +18,10 @@ _NO_DATA = {
     "gpt3_175b",
     "gpt3_175b_v5e",
     "llama3_8b",
+    "moe_8x7b",
     "t5_3b",
 }
-_NO_MODEL = {"bert_base", "t5_3b"}
+_NO_MODEL = {"bert_base", "moe_8x7b", "t5_3b"}
 
 
 def _train(capsys, tmp_path, *words):
