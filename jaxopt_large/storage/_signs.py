@@ -17,7 +17,8 @@ from ..tracing.update import traced_update
 
 # fields that subtract, so that tracing cannot tell: yogi's nu, running maxima with resets
 _NEVER_NEGATIVE = frozenset({"nu", "nu_max", "sum_of_squares", "exp_avg_sq"})
-_SIGNED = frozenset({("ScaleBySM3State", "nu")})  # where one of these names means something else
+# where one of these names means something else: means of updates, estimates of a diagonal that has a sign
+_SIGNED = frozenset({("ScaleBySM3State", "nu"), ("SophiaState", "nu")})
 
 
 def never_negative(rule: Rule, params: Params, state: State) -> list[bool | None]:

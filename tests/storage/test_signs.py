@@ -36,7 +36,7 @@ _OPTAX = (
         "rmsprop",
         "rprop",
     ),
-    *("optimistic_gradient_descent", "sgd", "sign_sgd", "sm3", "yogi"),
+    *("optimistic_gradient_descent", "sgd", "sign_sgd", "sm3", "sophia", "yogi"),
 )
 _CONTRIB = (
     *("ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "momo", "momo_adam", "muon"),
