@@ -73,6 +73,7 @@ ORDERS = (
 )
 
 _shares: ContextVar[bool] = ContextVar("shares", default=False)
+_planned: ContextVar[bool] = ContextVar("planned", default=False)
 _surroundings: ContextVar[tuple[Wrapper, ...]] = ContextVar("surroundings", default=())
 
 
@@ -98,6 +99,18 @@ def asking_for_shares(wanted: bool) -> Iterator[None]:
 def shares_wanted() -> bool:
     """May changes stay divided as the state is?"""
     return _shares.get()
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[None]:
+    """Declares that what is traced is only looked at: constraints on abstract meshes belong in it."""
+    with declared(_planned, True):
+        yield
+
+
+def is_planned() -> bool:
+    """Is the trace for a plan?"""
+    return _planned.get()
 
 
 def check_order(wrapper: Wrapper) -> None:

@@ -182,8 +182,11 @@ ENTRY %main (p: (f32[8], u32[])) -> (f32[8], u32[]) {
 """
 
 
-def test_loops_that_count_by_two():
+@pytest.mark.parametrize(
+    "text", [_BY_TWO, _BY_TWO.replace("%", ""), _BY_TWO.replace("add(%", "add(u32[]{:T(128)} %")]
+)
+def test_loops_that_count_by_two(text):
     """A TPU's products that run while their operand is sent: two rounds stand in the body."""
-    found = jl.plan.collectives(_BY_TWO)
+    found = jl.plan.collectives(text)
     assert [c.rounds for c in found] == [2, 2]
     assert found.bytes("collective-permute") == 4 * 4 * 8

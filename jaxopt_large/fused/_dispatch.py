@@ -101,10 +101,10 @@ def call(pass_: Pass, holds: tuple[Hold, ...], kernels: str) -> PassCall:
 
 
 def _is_tall(pass_: Pass, local: Pass) -> bool:
-    """Is one device's part a large stack, all layers of it?"""
-    layers = local.shape[0]
-    tall = len(local.shape) > 2 and layers == pass_.shape[0] > 1 and local.size >= _BY_LAYERS
-    return tall and local.size // layers >= FEWEST
+    """Is it a large stack, of all layers of which a device has a part? By its own size, on every mesh."""
+    layers = pass_.shape[0]
+    tall = len(pass_.shape) > 2 and local.shape[0] == layers > 1 and pass_.size >= _BY_LAYERS
+    return tall and pass_.size // layers >= FEWEST
 
 
 def _by_layers(

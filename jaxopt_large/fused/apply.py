@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
 
 from .._errors import message
 from .._gradients import in_order
 from .._nodes import StateNode, nodes_in
+from .._order import is_planned
 from .._types import AnyRule, Params, State, Updates
 from ._dispatch import WAYS
 from ._step import Step, step_of
@@ -73,7 +75,7 @@ def apply(
     """
     _check(rule, params, kernels)
     grads = in_order("apply", grads, params).tree
-    around, shares = _who_divides(state, len(jax.tree.leaves(params)))
+    around, shares = _who_divides(state, params)
     step = step_of(rule, extra, shares)
     taken = Step.taken(step, (grads, state, params))
     if taken is None:  # it does more than its results say
@@ -86,15 +88,24 @@ def apply(
     return treedef.unflatten(around.gathered(leaves, treedef.flatten_up_to(params))), new
 
 
-def _who_divides(state: State, parameters: int) -> tuple[Any, list[Any] | None]:
-    """The node that can gather all parameters from shares, and how these are divided; else None twice."""
-    for node, _, _ in nodes_in(state, StateNode.gathered):
-        shares = node.gradient_shardings(parameters)
-        mesh = node.mesh()
-        auto = mesh is not None and all(kind == AxisType.Auto for kind in mesh.axis_types)
-        if shares is not None and auto:
-            return node, shares
-    return None, None
+def _who_divides(state: State, params: Params) -> tuple[Any, list[Any] | None]:
+    """The node that can gather all parameters from shares, and how these are divided; else None twice.
+
+    Not where there are several, nor where something around it keeps arrays of the parameters' shapes, such as
+    averages: those would need the changes whole, too.
+    """
+    leaves, found = jax.tree.leaves(state), list(nodes_in(state, StateNode.gathered))
+    if len(found) != 1:
+        return None, None
+    ((node, first, end),) = found
+    shares, mesh = node.gradient_shardings(len(jax.tree.leaves(params))), node.mesh()
+    real = isinstance(mesh, Mesh) or (mesh is not None and is_planned())
+    if shares is None or not real or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return None, None
+    shapes = {jnp.shape(x) for x in jax.tree.leaves(params)} - {()}
+    if any(jnp.shape(x) in shapes for x in (*leaves[:first], *leaves[end:])):
+        return None, None
+    return node, shares
 
 
 def _check(rule: Any, params: Any, kernels: str) -> None:

@@ -3,6 +3,7 @@
 Read as XLA prints it for every platform, with `%` before the names or without.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -130,17 +131,27 @@ def _step(loop: Instruction, condition: str, module: Module) -> int:
     place = re.search(r"get-tuple-element\([^)]*\), index=(\d+)", condition)
     body = re.search(r"body=%?([\w.\-]+)", loop.line)
     lines = [i.line for i in module.computations.get(body.group(1), [])] if body else []
+    made = {line.removeprefix("ROOT ").lstrip("%").split(" = ")[0]: line for line in lines}
     root = next((line for line in lines if line.startswith("ROOT ")), "")
-    results = re.findall(r"%([\w.\-]+)", root.partition(" tuple(")[2].partition(")")[0])
+    results = _operands(root, "tuple")
     if place is None or int(place.group(1)) >= len(results):
         return 1
-    made = {line.removeprefix("ROOT ").lstrip("%").split(" = ")[0]: line for line in lines}
-    added = re.search(r" add\(([^)]*)\)", made.get(results[int(place.group(1))], ""))
-    for name in re.findall(r"%([\w.\-]+)", added.group(1)) if added else ():
+    for name in _operands(made.get(results[int(place.group(1))], ""), "add"):
         number = re.search(r" constant\((\d+)\)", made.get(name, ""))
         if number:
             return max(1, int(number.group(1)))
     return 1
+
+
+def _operands(line: str, operation: str) -> list[str]:
+    """The names of what an instruction takes, whether types stand before them or not."""
+    _, found, rest = line.partition(f" {operation}(")
+    if not found:
+        return []
+    depths = itertools.accumulate(((c in "([{") - (c in ")]}") for c in rest), initial=1)
+    end = next((n for n, depth in enumerate(depths) if depth == 0), len(rest))
+    parts = [re.sub(r"/\*.*?\*/", "", part).split() for part in _split(rest[: max(end - 1, 0)])]
+    return [words[-1].lstrip("%") for words in parts if words]
 
 
 def group_size(collective: Instruction, module: Module) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .._partition import devices_along, entries
@@ -35,6 +35,9 @@ def gathered(
       mesh: with devices.
     """
     made: list[Any] = list(new)
+    mapped = (
+        AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    )  # in part: a map inside has other axes
     at_once = []
     for n, (x, share, whole) in enumerate(zip(new, shares, wholes, strict=True)):
         dim, axes = _added(share, whole, x.ndim)
@@ -43,7 +46,7 @@ def gathered(
             length % devices_along(entry, mesh) == 0
             for length, entry in zip(x.shape, entries(share, x.ndim), strict=True)
         )
-        stacked = dim > 0 and is_even and not entries(whole, x.ndim)[0] and x.shape[0] > 1
+        stacked = dim > 0 and is_even and not entries(whole, x.ndim)[0] and x.shape[0] > 1 and not mapped
         if stacked and size >= BY_LAYERS and size // x.shape[0] >= LEAST:
             made[n] = _by_layers(x, old[n], share, whole, mesh, dim, axes)
         else:

@@ -12,7 +12,7 @@ from .._compat import auto_axes, reshard
 from .._errors import message
 from .._gradients import in_order
 from .._known_shardings import known_shardings
-from .._order import Wrapper, check_order, inside, shares_wanted
+from .._order import Wrapper, check_order, inside, is_planned, shares_wanted
 from .._states import check_state, explained
 from .._static import ANYTHING, is_placeholder
 from .._types import AnyRule, Params, Rule, Updates, make_rule
@@ -137,12 +137,12 @@ class _Placer:
     def __init__(self, mesh: Any, explicit: bool):
         # among Explicit axes the step runs under `auto_axes`, which has a mesh of its own
         self._mesh = jax.sharding.get_abstract_mesh() if explicit else mesh
-        self._idle = isinstance(mesh, AbstractMesh)
+        self._idle = isinstance(mesh, AbstractMesh) and not is_planned()
 
     def __call__(self, leaves: list[Any], specs: Sequence[PartitionSpec]) -> list[Any]:
-        there = [n for n, x in enumerate(leaves) if x is not None]
-        if self._idle and not any(isinstance(leaves[n], jax.core.Tracer) for n in there):
+        if self._idle:
             return leaves
+        there = [n for n, x in enumerate(leaves) if x is not None]
         shardings = [NamedSharding(self._mesh, specs[n]) for n in there]
         placed = jax.lax.with_sharding_constraint([leaves[n] for n in there], shardings)
         found = iter(placed)

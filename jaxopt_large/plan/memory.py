@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from .._errors import check_rule, message
+from .._errors import Problems, check_rule, message
 from .._nodes import Decision, StateNode, bytes_of, nodes_in
 from .._numerics import accumulation_dtype
 from .._partition import shards_of
+from .._paths import leaf_paths
 from .._state_rows import NONE, StateRow, state_rows
 from .._tables import Table, fields_of, size, table
 from .._types import AnyRule, Params, Updates, as_leaves
@@ -82,6 +83,7 @@ class Plan(Table):
     axes: Mapping[str, int]
     alternatives: tuple[Any, ...]
     _costs: Callable[[], StepCosts]
+    _offloaded: int
 
     def __new__(  # noqa: D102
         cls,
@@ -92,15 +94,26 @@ class Plan(Table):
         axes: Mapping[str, int] | None = None,
         costs: Callable[[], StepCosts] = StepCosts,
         alternatives: tuple[Any, ...] = (),
+        offloaded: int = 0,
     ) -> "Plan":
         made = super().__new__(cls, rows)
         made.devices, made.chip, made.whole = devices, chip, whole
         made.axes, made._costs, made.alternatives = axes or {}, functools.cache(costs), alternatives
+        made._offloaded = offloaded
         return made
 
     def beside(self, alternatives: Iterable[Any]) -> "Plan":
         """The same, with alternatives."""
-        return Plan(self, self.devices, self.chip, self.whole, self.axes, self._costs, tuple(alternatives))
+        return Plan(
+            self,
+            self.devices,
+            self.chip,
+            self.whole,
+            self.axes,
+            self._costs,
+            tuple(alternatives),
+            self._offloaded,
+        )
 
     @property
     def device_bytes(self) -> int:
@@ -140,8 +153,7 @@ class Plan(Table):
     @property
     def offloaded(self) -> int:
         """Bytes of the state that each device has in its host's memory."""
-        missing = (r.bytes // self.devices - r.device_bytes for r in self if r.part == "state")
-        return sum(n for n in missing if n > 0)
+        return self._offloaded
 
     @property
     def checkpoint_seconds(self) -> float:
@@ -188,7 +200,10 @@ class Plan(Table):
             rows = [(w.path, size(w.bytes), w.reason) for w in self.whole]
             lines += ["", table(("not divided", "one device", "reason"), rows)]
         if self.alternatives:
-            lines += ["", table(("instead", "saves", "a step"), [a.words() for a in self.alternatives])]
+            lines += [
+                "",
+                table(("instead", "saves", "adds to a step"), [a.words() for a in self.alternatives]),
+            ]
         return "\n".join(lines)
 
     def _verdict(self) -> list[str]:
@@ -305,10 +320,13 @@ def plan(
     ----------  ----  -----  --------  ----------  --------
     all-gather  data  1      0         256.00 MiB  2.3 ms
     """
-    if (loss is None) != (batch is None):
-        wrong = f"loss and batch belong together, got {loss!r} and {type(batch).__name__}"
-        raise TypeError(message("plan", wrong, do="Pass both, or neither"))
-    work = None if loss is None else _work(loss, batch, accumulate, accumulation, mesh)
+    _check(rule, mesh, accumulate, accumulation)
+    work = None
+    if loss is not None or batch is not None:
+        _check_work(loss, batch, accumulate, axis_sizes)
+        assert loss is not None
+        mesh = mesh or _mesh_of((params, batch)) or _mesh_of(abstract_state(rule, params))
+        work = _work(loss, batch, accumulate, accumulation, mesh)
     return planned(
         rule,
         params,
@@ -325,13 +343,13 @@ class Work(NamedTuple):
     """What a model is asked for in a step.
 
     Attributes:
-      gradient: (parameters, batch, shardings or None) -> (loss, gradient).
+      gradient: (parameters, batch, axes that divide the batch, shardings or None) -> (loss, gradient).
       batch: shapes, with shardings, or a function of the axes over which it is divided that gives them.
       loss: (parameters, micro-batch) -> loss.
       micro: of one micro-batch, likewise.
     """
 
-    gradient: Callable[[Params, Any, Any], tuple[Any, Updates]]
+    gradient: Callable[[Params, Any, tuple[str, ...], Any], tuple[Any, Updates]]
     batch: Callable[[tuple[str, ...]], Any]
     loss: Callable[[Params, Any], Any]
     micro: Callable[[tuple[str, ...]], Any]
@@ -342,7 +360,7 @@ def _work(loss: Callable[..., Any], batch: Any, accumulate: int, accumulation: M
 
     def placed(parts: int, axes: tuple[str, ...]) -> Any:
         def one(x: Any) -> Any:
-            shape = (x.shape[0] // parts, *x.shape[1:]) if x.ndim else ()
+            shape = (x.shape[0] // parts, *x.shape[1:]) if x.shape else ()
             sharding = getattr(x, "sharding", None)
             if not isinstance(sharding, NamedSharding) and mesh is not None:
                 sharding = NamedSharding(mesh, PartitionSpec(axes) if shape else PartitionSpec())
@@ -350,10 +368,12 @@ def _work(loss: Callable[..., Any], batch: Any, accumulate: int, accumulation: M
 
         return jax.tree.map(one, batch)
 
-    def gradient(params: Params, batch: Any, shardings: Any) -> tuple[Any, Updates]:
+    def gradient(params: Params, batch: Any, axes: tuple[str, ...], shardings: Any) -> tuple[Any, Updates]:
+        if accumulate == 1 and accumulation == "sharded":
+            return jax.value_and_grad(loss)(params, batch)
         options: dict[str, Any] = {"shardings": shardings}
-        if accumulation == "deferred":
-            options = {"mode": accumulation, "mesh": mesh, "axis": next(iter(mesh.shape))}
+        if accumulation == "deferred" and axes:
+            options = {"mode": accumulation, "mesh": mesh, "axis": axes[0]}
         return microbatched_value_and_grad(loss, accumulate, **options)(params, batch)
 
     return Work(gradient, functools.partial(placed, 1), loss, functools.partial(placed, accumulate))
@@ -371,13 +391,7 @@ def planned(
     work: Work | None,
 ) -> Plan:
     """`plan`, of what a model is asked for."""
-    check_rule("plan", rule)
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        wrong = f"accumulate is out of range, got {accumulate!r}"
-        raise ValueError(message("plan", wrong, allowed="an integer >= 1"))
-    if mesh is not None and not isinstance(mesh, Mesh | AbstractMesh):
-        wrong = f"mesh is not a mesh, got {mesh!r}"
-        raise TypeError(message("plan", wrong, allowed="jax.make_mesh(...) or an AbstractMesh"))
+    _check(rule, mesh, accumulate, accumulation)
     kind = None if chip is None else chip_of("plan", chip)
     placed = _placed(params, mesh)
     if axis_sizes:
@@ -395,17 +409,19 @@ def planned(
         gradients = placed if accumulation == "deferred" else _divided(shapes, placed)
     sums = [] if accumulate == 1 else _of_leaves("accumulators", _accumulators(gradients))
     rows = [*_of_leaves("parameters", placed), *_of_leaves("gradients", gradients), *sums, *_of_state(state)]
-    mesh = mesh or next(
-        (x.sharding.mesh for x in jax.tree.leaves((placed, shapes)) if isinstance(x.sharding, NamedSharding)),
-        None,
-    )
+    mesh = mesh or _mesh_of((placed, shapes))
     step = _Step(rule, placed, shapes, gradients, mesh, work)
     if work is not None and shapes is not None:
         rows += step.rows(
             sum(r.device_bytes for r in rows if r.part in ("gradients", "accumulators")), devices
         )
     sizes = {} if mesh is None else dict(mesh.shape)
-    return Plan(rows, devices, kind, _whole(decisions), sizes, step.costs)
+    on_host = sum(
+        _device_bytes(x)
+        for x in jax.tree.leaves(shapes)
+        if getattr(x.sharding, "memory_kind", "") == "pinned_host"
+    )
+    return Plan(rows, devices, kind, _whole(decisions), sizes, step.costs, offloaded=on_host)
 
 
 class _Step:
@@ -432,7 +448,7 @@ class _Step:
         shardings = gradients_of(self._state, self._params)
 
         def run(params: Params, batch: Any) -> Any:
-            return work.gradient(params, batch, shardings)
+            return work.gradient(params, batch, self._axes, shardings)
 
         return gradient_costs(run, self._params, work.batch(self._axes), self._grads, self._mesh)
 
@@ -458,6 +474,46 @@ class _Step:
         except Exception as error:  # what rules raise that need more than gradients has no common class
             return StepCosts(self._gradient, None, str(error).splitlines()[0])
         return StepCosts(self._gradient, made)
+
+
+def _check(rule: Any, mesh: Any, accumulate: Any, accumulation: Any) -> None:
+    """Raises for arguments that are none."""
+    check_rule("plan", rule)
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        wrong = f"accumulate is out of range, got {accumulate!r}"
+        raise ValueError(message("plan", wrong, allowed="an integer >= 1"))
+    if accumulation not in ("sharded", "deferred"):
+        wrong = f"accumulation is unknown, got {accumulation!r}"
+        raise ValueError(message("plan", wrong, allowed="'sharded' or 'deferred'"))
+    if mesh is not None and not isinstance(mesh, Mesh | AbstractMesh):
+        wrong = f"mesh is not a mesh, got {mesh!r}"
+        raise TypeError(message("plan", wrong, allowed="jax.make_mesh(...) or an AbstractMesh"))
+
+
+def _check_work(loss: Any, batch: Any, accumulate: int, axis_sizes: Any) -> None:
+    """Raises for a loss and a batch that cannot be planned."""
+    if loss is None or batch is None:
+        wrong = f"loss and batch belong together, got {loss!r} and {type(batch).__name__}"
+        raise TypeError(message("plan", wrong, do="Pass both, or neither"))
+    if axis_sizes:
+        wrong = "loss and batch are for a mesh, got axis_sizes"
+        raise TypeError(message("plan", wrong, do="Leave them out inside mapped axes"))
+    problems = Problems("plan")
+    for path, x in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
+        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+            problems.add(f"a leaf of the batch is not an array, got {x!r}", at=path or "the root")
+        elif accumulate > 1 and (not x.shape or x.shape[0] % accumulate):
+            allowed = f"a first dimension divisible by accumulate={accumulate}"
+            problems.add(
+                f"a leaf of the batch has shape {tuple(x.shape)}", at=path or "the root", allowed=allowed
+            )
+    problems.raise_if_any(TypeError)
+
+
+def _mesh_of(tree: Any) -> Any:
+    """The mesh on which any of its arrays lies."""
+    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(tree))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
 def _placed(params: Params, mesh: Any) -> Params:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from .._order import planning
 from .._partition import entries
 from .._types import AnyRule, Params, State, Updates
 from ..fused.apply import apply
@@ -62,7 +63,8 @@ def update_costs(
     def step(params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> tuple[Params, State]:
         return apply(rule, grads, state, params, kernels="xla", **extra)
 
-    closed = jax.make_jaxpr(step)(params, state, grads, extra)
+    with planning():
+        closed = jax.make_jaxpr(step)(params, state, grads, extra)
     given = _dims((params, state, grads, extra))
     return costs_of(closed, given, _dims((params, state)), dict(mesh.shape), scatters=_scatters(mesh))
 

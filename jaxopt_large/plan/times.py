@@ -119,13 +119,17 @@ def _seconds(sent: Sent, sizes: Mapping[str, int], chip: Chip) -> float:
     return volume * (2 if sent.kind in _TWICE else 1) / speed
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, *, signed: bool = False) -> str:
     """A time, in the unit that suits.
 
-    >>> duration(0.0123), duration(75.0)
-    ('12.3 ms', '75.0 s')
+    >>> duration(0.0123), duration(75.0), duration(2e-6), duration(0.5, signed=True)
+    ('12.3 ms', '75.0 s', '2.0 us', '+500.0 ms')
     """
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+    sign = "+" if signed else ""
+    for limit, scale, unit in ((10, 1, "s"), (1e-4, 1e3, "ms"), (0, 1e6, "us")):
+        if abs(seconds) >= limit:
+            return f"{seconds * scale:{sign},.1f} {unit}"
+    return f"{seconds:{sign},.1f} s"
 
 
 def operations(flops: float) -> str:

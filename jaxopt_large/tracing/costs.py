@@ -18,6 +18,7 @@ from .primitives import known
 
 _FAST = 2**27  # bytes: what is smaller can stay in a chip's fast memory
 _SUMS = "add add_any sub"
+_HANDED = "neg reshape transpose squeeze"
 _LINEAR = "add sub neg mul div convert_element_type add_any copy reduce_precision"  # pass on what is owed
 
 
@@ -188,7 +189,7 @@ class _Walk:
         self, eqn: Any, operands: list[Layout], demands: list[Dims | None], rounds: int, loops: int
     ) -> tuple[list[Layout], int]:
         name = eqn.primitive.name
-        rule = getattr(self, f"_{name.replace('-', '_')}", None)
+        rule = getattr(self, f"_on_{name.replace('-', '_')}", None)
         if name == "scan":
             return self._scan(eqn, operands, demands, rounds, loops)
         if name == "while":
@@ -241,7 +242,7 @@ class _Walk:
                 return Layout(tuple(axes if n == m else () for axes, n, m in dims))
         return whole(len(shape), free=free)
 
-    def _sharding_constraint(
+    def _on_sharding_constraint(
         self, eqn: Any, operands: list[Layout], demands: list[Dims | None], rounds: int, loops: int
     ) -> list[Layout]:
         goal = _target(eqn)
@@ -252,15 +253,15 @@ class _Walk:
             return [Layout(demand, x.owed) if x.free else x]
         return [self.sent(eqn.invars[0], x, goal, rounds, loops)]
 
-    _reshard = _sharding_constraint
+    _on_reshard = _on_sharding_constraint
 
-    def _optimization_barrier(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_optimization_barrier(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         return operands
 
-    def _iota(self, eqn: Any, *_: Any) -> list[Layout]:
+    def _on_iota(self, eqn: Any, *_: Any) -> list[Layout]:
         return [whole(eqn.outvars[0].aval.ndim, free=True)]
 
-    def _broadcast_in_dim(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_broadcast_in_dim(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         (out,), x, places = eqn.outvars, operands[0], eqn.params["broadcast_dimensions"]
         dims = [()] * out.aval.ndim
         for dim, place in enumerate(places):
@@ -268,20 +269,20 @@ class _Walk:
                 dims[place] = x.dims[dim]
         return [Layout(tuple(dims), x.owed, x.free)]
 
-    def _reshape(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_reshape(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         x = operands[0]
         dims = reshaped(x.dims, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, self.sizes)
         return [Layout(dims, x.owed, x.free)]
 
-    def _transpose(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_transpose(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         x = operands[0]
         return [Layout(tuple(x.dims[d] for d in eqn.params["permutation"]), x.owed, x.free)]
 
-    def _squeeze(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_squeeze(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         x, gone = operands[0], eqn.params["dimensions"]
         return [Layout(tuple(a for d, a in enumerate(x.dims) if d not in gone), x.owed, x.free)]
 
-    def _reduce(
+    def _reduced(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int, *, sums: bool = False
     ) -> list[Layout]:
         gone, made = eqn.params["axes"], []
@@ -292,10 +293,10 @@ class _Walk:
             made.append(out if sums else self.settled(out, v.aval, rounds, loops))
         return made
 
-    _reduce_max = _reduce_min = _reduce_and = _reduce_or = _argmax = _argmin = _reduce
+    _on_reduce_max = _on_reduce_min = _on_reduce_and = _on_reduce_or = _on_argmax = _on_argmin = _reduced
 
-    def _reduce_sum(self, *args: Any) -> list[Layout]:
-        return self._reduce(*args, sums=True)
+    def _on_reduce_sum(self, *args: Any) -> list[Layout]:
+        return self._reduced(*args, sums=True)
 
     def _sliced(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
@@ -306,9 +307,11 @@ class _Walk:
         x = self.settled(self.moved(x, dims, aval, rounds, loops), aval, rounds, loops)
         return [x] * len(eqn.outvars)
 
-    _slice = _dynamic_slice = _pad = _rev = _sort = _cumsum = _cummax = _cumlogsumexp = _sliced
+    _on_slice = _on_dynamic_slice = _on_pad = _on_rev = _on_sort = _on_cumsum = _on_cummax = (
+        _on_cumlogsumexp
+    ) = _sliced
 
-    def _dynamic_update_slice(
+    def _on_dynamic_update_slice(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         x, new = operands[:2]
@@ -317,11 +320,11 @@ class _Walk:
             return [Layout(tuple(a if n == m else () for a, n, m in zip(new.dims, old, part, strict=True)))]
         return [x]
 
-    def _concatenate(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_concatenate(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         x, along = joined(operands), eqn.params["dimension"]
         return [Layout(tuple(() if d == along else a for d, a in enumerate(x.dims)), x.owed, x.free)]
 
-    def _dot_general(
+    def _on_dot_general(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         (contract, batch), avals = eqn.params["dimension_numbers"], [a.aval for a in eqn.invars]
@@ -338,13 +341,47 @@ class _Walk:
         )
         dims = (*common, *(one[d] for d in free[0]), *(other[d] for d in free[1]))
         out = Layout(dims, tuple(a for a in owed if all(a not in axes for axes in dims)))
-        if not self.quiet:
-            summed = math.prod(avals[0].shape[i] for i in contract[0])
-            shares = math.prod(self.sizes[a] for a in out.owed)
-            self.costs.flops += rounds * (
-                2 * local_elements(eqn.outvars[0].aval.shape, dims, self.sizes) * summed / shares
-            )
+        summed = math.prod(avals[0].shape[i] for i in contract[0])
+        self._multiplied(eqn, dims, out.owed, summed, rounds)
         return [out]
+
+    def _on_conv_general_dilated(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        """A product over channels and the window; the gradient of a kernel is one over the batch."""
+        numbers, avals = eqn.params["dimension_numbers"], [a.aval for a in eqn.invars]
+        x, w = (self.settled(x, aval, rounds, loops) for x, aval in zip(operands, avals, strict=True))
+        (rows, channels, *_), (made, taken, *window) = numbers.lhs_spec, numbers.rhs_spec
+        out: list[Any] = [()] * eqn.outvars[0].aval.ndim
+        out[numbers.out_spec[0]] = x.dims[rows]
+        out[numbers.out_spec[1]] = tuple(a for a in w.dims[made] if a not in x.dims[rows])
+        used = {a for axes in out for a in axes}
+        owed = tuple(a for a in longer(x.dims[channels], w.dims[taken]) if a not in used)
+        kernel = math.prod(avals[1].shape[d] for d in (taken, *window))
+        self._multiplied(eqn, tuple(out), owed, kernel, rounds)
+        return [Layout(tuple(out), owed)]
+
+    def _on_ragged_dot_general(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        """Each row by the matrix of its group: as many operations as with one matrix."""
+        x = self.settled(operands[0], eqn.invars[0].aval, rounds, loops)
+        shape, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval
+        dims = tuple(a if n == m else () for a, n, m in zip(x.dims, shape, out.shape, strict=False))
+        dims += ((),) * (out.ndim - len(dims))
+        used = {a for axes in dims for a in axes}
+        owed = tuple(a for a in x.axes if a not in used)
+        self._multiplied(eqn, dims, owed, shape[-1], rounds)
+        return [Layout(dims, owed)]
+
+    _on_ragged_dot = _on_ragged_dot_general
+
+    def _multiplied(self, eqn: Any, dims: Dims, owed: Sequence[str], summed: int, rounds: int) -> None:
+        """Counts the operations of a product, of which each element is a sum of `summed` products."""
+        if not self.quiet:
+            shares = math.prod(self.sizes[a] for a in owed)
+            elements = local_elements(eqn.outvars[0].aval.shape, dims, self.sizes)
+            self.costs.flops += rounds * 2 * elements * summed / shares
 
     def _agreed(
         self, xs: list[Layout], contract: Any, batch: Any, atoms: list[Any], rounds: int, loops: int
@@ -365,7 +402,7 @@ class _Walk:
         xs[small] = self.sent(atoms[small], xs[small], dims, rounds, loops)
         return xs
 
-    def _gather(
+    def _on_gather(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
@@ -393,7 +430,7 @@ class _Walk:
             self.moved(x, plain, aval, rounds, loops)
         return [Layout(tuple(dims), tuple(a for a in looked_up if a not in used))]
 
-    def _scatter_add(
+    def _on_scatter_add(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         numbers, aval, new = eqn.params["dimension_numbers"], eqn.invars[0].aval, eqn.invars[2].aval
@@ -493,14 +530,16 @@ class _Walk:
         ]
         return results, alive
 
-    def _psum(self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int) -> list[Layout]:
+    def _on_psum(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
         size = sum(self.bytes(a.aval, x.dims) for a, x in zip(eqn.invars, operands, strict=True))
         self.send("all-reduce", _mapped_axes(eqn), size, rounds, loops)
         return operands
 
-    _psum_invariant = _pmax = _pmin = _psum
+    _on_psum_invariant = _on_pmax = _on_pmin = _on_psum
 
-    def _all_gather(
+    def _on_all_gather(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         out = eqn.outvars[0].aval
@@ -509,9 +548,9 @@ class _Walk:
         self.send("all-gather", _mapped_axes(eqn), self.bytes(out, dims), rounds, loops)
         return [Layout(dims)]
 
-    _all_gather_invariant = _all_gather
+    _on_all_gather_invariant = _on_all_gather
 
-    def _reduce_scatter(
+    def _on_reduce_scatter(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         size = self.bytes(eqn.invars[0].aval, operands[0].dims)
@@ -519,14 +558,14 @@ class _Walk:
         rank = eqn.outvars[0].aval.ndim
         return [Layout(operands[0].dims if len(operands[0].dims) == rank else ((),) * rank)]
 
-    def _all_to_all(
+    def _on_all_to_all(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         size = self.bytes(eqn.invars[0].aval, operands[0].dims)
         self.send("all-to-all", _mapped_axes(eqn), size, rounds, loops)
         return [whole(eqn.outvars[0].aval.ndim)]
 
-    def _ppermute(
+    def _on_ppermute(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         size = sum(self.bytes(a.aval, x.dims) for a, x in zip(eqn.invars, operands, strict=True))
@@ -611,7 +650,7 @@ def _summed_later(jaxpr: Inlined, demands: Mapping[Any, Dims]) -> set[Any]:
         for a in eqn.invars:
             if not hasattr(a, "val"):
                 takers.setdefault(a, []).append(eqn)
-    linear = {*_SUMS.split(), "neg", "reshape", "transpose", "squeeze"}
+    linear = {*_SUMS.split(), *_HANDED.split()}
     results = {a for a in jaxpr.outvars if not hasattr(a, "val")}
     return {
         v
@@ -775,4 +814,6 @@ def _is_fused(eqn: Any) -> bool:
 def _takes_fused(eqn: Any) -> bool:
     """Does it read what is computed element by element without a buffer?"""
     name = eqn.primitive.name
-    return name == "dot_general" or name.startswith(("reduce_", "arg"))
+    return name in ("dot_general", "conv_general_dilated") or name.startswith(
+        ("reduce_", "arg", "ragged_dot")
+    )

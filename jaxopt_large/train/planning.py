@@ -55,8 +55,8 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
 def _work_of(config: Config, run: JitExecution, mesh: Any) -> Work:
     """What a run asks of its model."""
 
-    def gradient(params: Any, batch: Any, shardings: Any) -> Any:
-        del shardings  # the run knows
+    def gradient(params: Any, batch: Any, axes: tuple[str, ...], shardings: Any) -> Any:
+        del axes, shardings  # the run knows
         return run.gradient(params, batch)
 
     def micro(axes: tuple[str, ...]) -> Any:

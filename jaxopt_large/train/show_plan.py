@@ -52,6 +52,17 @@ def show_plan(path: str, asked: Asked, say: Say) -> int:
     devices = () if asked.mesh is None else (f"placement.mesh={_mesh(asked.mesh)}",)
     overrides = (*devices, *asked.set)
     config = load(path, overrides)
+    for one, other in (
+        ("model", "compile"),
+        ("model", "budget"),
+        ("budget", "compile"),
+        ("budget", "compare"),
+    ):
+        if getattr(asked, one) and getattr(asked, other):
+            wrong = f"--{one} and --{other} do not go together"
+            raise RunError(message("plan", wrong, do="Ask for one after the other"))
+    if asked.compile and asked.json:
+        raise RunError(message("plan", "--compile has no JSON", do="Leave --json out"))
     if asked.compile and asked.chip is None:
         raise RunError(message("plan", "--compile needs to know for what", do="Give --chip, such as v5e"))
     if asked.model is not None:
@@ -63,7 +74,7 @@ def show_plan(path: str, asked: Asked, say: Say) -> int:
         found = found.beside(choices.alternatives(config, found, chip=asked.chip))
     _draw(found, config.name, asked)
     if asked.compare:
-        return _compared(config, found, asked, say)
+        return _compared(config, found, asked, overrides, say)
     say(found.to_json() if asked.json else found)
     if asked.compile:
         return max(0 if found.fits else 1, _compiled(config, found, asked, say))
@@ -99,10 +110,10 @@ def _within(config: Config, asked: Asked, say: Say) -> int:
     return 1 if choice.config is None else 0
 
 
-def _compared(config: Config, found: Plan, asked: Asked, say: Say) -> int:
+def _compared(config: Config, found: Plan, asked: Asked, overrides: tuple[str, ...], say: Say) -> int:
     plans = {config.name: found}
     for path in asked.compare:
-        other = load(path, asked.set)
+        other = load(path, overrides)
         name = other.name if other.name not in plans else path
         plans[name] = plan_of(other, chip=asked.chip)
     if asked.json:

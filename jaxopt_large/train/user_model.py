@@ -49,11 +49,13 @@ def user_model(name: str) -> UserModel:
         sys.path.insert(0, os.getcwd())
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ModuleNotFoundError, AttributeError, TypeError) as error:
         wrong = f"model is not found, got {name!r}"
-        raise RunError(
-            message("plan", wrong, allowed=str(error), do="Is its folder the current one?")
-        ) from None
+        do = "Start in its folder, or install its package"
+        raise RunError(message("plan", wrong, allowed=str(error), do=do)) from None
+    except Exception as error:  # what a module raises when it is imported has no common class
+        wrong = f"{module} cannot be imported, got {type(error).__name__}: {error}"
+        raise RunError(message("plan", wrong)) from None
     kept: list[Any] = []
 
     def shapes() -> Any:
@@ -89,6 +91,9 @@ def plan_of_model(config: Config, model: UserModel, *, chip: str | None = None) 
     mesh = abstract_mesh_of(config.placement)
     params = as_leaves(model.params)
     if config.placement.parallel == "pmap":
+        if model.loss is not None:
+            wrong = "a model with a loss is for parallel: jit"
+            raise RunError(message("plan", wrong, do="Return the parameters alone"))
         return plan_rule(build(config), params, chip=chip, axis_sizes=config.placement.mesh)
     shardings = param_shardings(config, params, mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
