@@ -11,12 +11,13 @@ from ..hlo import Collective as Collective
 from ..hlo import Collectives as Collectives
 from ..hlo import collectives as collectives
 from . import picture as picture
+from .beside import beside as beside
 from .chips import CHIPS as CHIPS
 from .chips import Chip as Chip
-from .memory import Plan as Plan
-from .memory import PlanRow as PlanRow
-from .memory import Whole as Whole
 from .memory import plan as plan
+from .sheet import Plan as Plan
+from .sheet import PlanRow as PlanRow
+from .sheet import Whole as Whole
 from .times import PlannedCollective as PlannedCollective
 from .times import PlannedCollectives as PlannedCollectives
 from .times import duration as duration

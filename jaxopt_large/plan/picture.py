@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._tables import size
 
 if TYPE_CHECKING:
-    from .memory import Plan
+    from .sheet import Plan
 
 _COLORS = {
     "parameters": "#3b6fb6",

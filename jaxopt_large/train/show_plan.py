@@ -9,8 +9,8 @@ import jax
 
 from .._errors import message
 from ..config import Config, load, to_yaml
-from ..plan import Plan, picture
-from . import choices
+from ..plan import Plan, beside, picture
+from . import budget, choices
 from ._errors import RunError, RunWriteError
 from .compiled import compared, compiled_step, topology_of
 from .planning import plan_of
@@ -99,7 +99,7 @@ def bytes_of(text: str) -> int:
 
 
 def _within(config: Config, asked: Asked, say: Say) -> int:
-    choice = choices.within(config, bytes_of(asked.budget or ""), chip=asked.chip)
+    choice = budget.within(config, bytes_of(asked.budget or ""), chip=asked.chip)
     if asked.json:
         say(json.dumps(choice.to_json(), indent=1))
     else:
@@ -119,7 +119,7 @@ def _compared(config: Config, found: Plan, asked: Asked, overrides: tuple[str, .
     if asked.json:
         say(json.dumps({name: json.loads(plan.to_json()) for name, plan in plans.items()}, indent=1))
     else:
-        say(choices.beside(plans))
+        say(beside(plans))
     return 0 if all(plan.fits for plan in plans.values()) else 1
 
 

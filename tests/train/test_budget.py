@@ -12,6 +12,7 @@ from jaxopt_large import cli
 from jaxopt_large.config import changed
 from jaxopt_large.storage.formats import FORMATS
 from jaxopt_large.train import RunError, choices, plan_of
+from jaxopt_large.train import budget as budgets
 
 from .runs import CONFIGS
 
@@ -25,8 +26,8 @@ def _config(*overrides):
 
 def _everything(config):
     """Each combination of changes, as a configuration, its plan, and what it costs."""
-    axes = [choices._formats, choices._micro_batches, choices._remat]
-    places = [None, *choices._divided(config), *choices._offloaded(config)]
+    axes = [choices.formats, choices.micro_batches, choices.remats]
+    places = [None, *choices.divided(config), *choices.offloaded(config)]
     for place, *rest in itertools.product(places, *([None, *axis(config)] for axis in axes)):
         changes = [c for c in (place, *rest) if c is not None]
         try:
@@ -38,7 +39,7 @@ def _everything(config):
         work = [c for c in changes if not {*c.values} & {"optimizer.storage.fields", "placement.offload"}]
         base = plan_of(changed(config, {k: v for c in work for k, v in c.values.items()}), chip="v5e")
         error = max((c.error for c in changes), default=0.0)
-        seconds = sum(base.times.values()) + choices._transfers(plan)
+        seconds = sum(base.times.values()) + choices.transfers_of(plan)
         yield plan.device_bytes, seconds * (1 + error**2), changes
 
 
@@ -61,9 +62,9 @@ def test_the_choice_is_the_best_of_all(config):
     now = plan_of(config, chip="v5e").device_bytes
     sizes = sorted(size for size, _, _ in found if size < now)
     for share in (0.99, 0.5, 0.2, 0.0):
-        budget = int(sizes[int(share * (len(sizes) - 1))] / (1 - choices.MARGIN)) + 1
-        best = min(cost for size, cost, _ in found if size <= budget * (1 - choices.MARGIN))
-        choice = choices.within(config, budget, chip="v5e")
+        budget = int(sizes[int(share * (len(sizes) - 1))] / (1 - budgets.MARGIN)) + 1
+        best = min(cost for size, cost, _ in found if size <= budget * (1 - budgets.MARGIN))
+        choice = budgets.within(config, budget, chip="v5e")
         assert choice.config is not None
         assert choice.plan.device_bytes <= budget
         mine = min(
@@ -73,7 +74,7 @@ def test_the_choice_is_the_best_of_all(config):
 
 
 def test_what_fits_stays_as_it_is():
-    choice = choices.within(_config(), 2**40, chip="v5e")
+    choice = budgets.within(_config(), 2**40, chip="v5e")
     assert choice.changes == ()
     assert "It fits 1024.00 GiB as it is" in str(choice)
 
@@ -81,7 +82,7 @@ def test_what_fits_stays_as_it_is():
 def test_nothing_fits():
     config = _config()
     parameters = plan_of(config).part("parameters")
-    choice = choices.within(config, int(parameters * 1.05), chip="v5e")
+    choice = budgets.within(config, int(parameters * 1.05), chip="v5e")
     assert choice.config is None
     assert "Nothing fits" in str(choice)
     assert json.loads(json.dumps(choice.to_json()))["fits"] is False
@@ -91,7 +92,7 @@ def test_moments_in_8_bits_are_found_for_the_large_model():
     """GPT-3 on 256 v5e, with moments in float32, does not fit; the configuration with 8 bits is what is found."""
     config = jl.load(CONFIGS / "gpt3_175b_v5e.yaml", ["optimizer.storage=null"])
     assert not plan_of(config, chip="v5e").fits
-    choice = choices.within(config, int(15.75 * 2**30), chip="v5e")
+    choice = budgets.within(config, int(15.75 * 2**30), chip="v5e")
     assert [c.values for c in choice.changes] == [{"optimizer.storage.fields": {"mu": "int8", "nu": "int8"}}]
     assert choice.plan.fits
 
