@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_large as jl
+from jaxopt_large.fused import _dispatch
 from jaxopt_large.placement import _gathered
 
 _SPECS = {
@@ -121,3 +122,60 @@ def test_numbers_are_those_of_update(specs, stored, by_layers, monkeypatch):
     for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         one, other = (np.asarray(x).astype(np.float32) for x in (one, other))
         np.testing.assert_allclose(one, other, rtol=0, atol=last_bit)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda rule: jl.ema_of_params(rule, 0.9),
+        lambda rule: jl.lookahead(rule, sync_period=2, slow_step_size=0.5),
+        lambda rule: jl.schedule_free(rule, 1e-2, b1=0.9),
+        jl.skip_nonfinite,
+    ],
+    ids=["ema_of_params", "lookahead", "schedule_free", "skip_nonfinite"],
+)
+def test_averages_outside_of_zero_cost_no_second_gather(around):
+    mesh = _mesh()
+    params, grads = (_arrays(mesh, "replicated", jnp.float32, seed) for seed in (0, 1))
+    _, step = _compiled(around(_rule(mesh)), params, grads)
+    sent = sum(params[name].nbytes for name in ("layers", "embed"))
+    assert jl.plan.collectives(step).bytes("all-gather") <= sent + 2**14
+
+
+def test_stacks_that_no_kernel_takes(monkeypatch):
+    """Layer by layer, on one device's part of them: the numbers are XLA's, but for a last bit."""
+    monkeypatch.setattr(_dispatch, "_BY_LAYERS", 1)
+    monkeypatch.setattr(_dispatch, "_why_no_kernel", lambda *_: "not here")
+    ran = []
+    by_layers = _dispatch._by_layers
+    monkeypatch.setattr(_dispatch, "_by_layers", lambda *a, **k: ran.append(1) or by_layers(*a, **k))
+    mesh = _mesh()
+    rule = _rule(mesh, stored=True)
+    params, grads = (_arrays(mesh, "tensor", jnp.bfloat16, seed) for seed in (0, 1))
+    made = {}
+    for kernels in ("interpret", "xla"):
+        step = jax.jit(lambda p, s, g, k=kernels: jl.apply(rule, g, s, p, kernels=k))
+        made[kernels] = step(params, jl.init_state(rule, params), grads)
+    assert ran
+    for one, other in zip(*(jax.tree.leaves(made[k][0]) for k in made), strict=True):
+        one, other = (np.asarray(x).astype(np.float32) for x in (one, other))
+        np.testing.assert_allclose(one, other, rtol=2**-7)  # a last bit of bfloat16
+        assert np.mean(one == other) > 0.99
+
+
+def test_a_map_over_some_of_the_axes(monkeypatch):
+    _gathering(monkeypatch, True)
+    mesh = _mesh()
+    rule = _rule(mesh)
+    params, grads = (_arrays(mesh, "replicated", jnp.float32, seed) for seed in (0, 1))
+    state = jl.init_state(rule, params)
+
+    def step(grads, state, params):
+        return jl.apply(rule, grads, state, params)
+
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={"model"}, check_vma=False
+    )
+    got, _ = jax.jit(mapped)(grads, state, params)
+    want, _ = jax.jit(step)(grads, state, params)
+    np.testing.assert_allclose(got["layers"], want["layers"], rtol=0, atol=2.4e-7)
