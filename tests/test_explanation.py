@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxopt_large as jl
 from jaxopt_large import _owners
@@ -91,3 +93,19 @@ def test_many_leaves_are_printed_shortened_and_found_once_each(monkeypatch):
     assert len(children) <= 6 * len(found.rows)
     assert "... and 771 more" in str(found)
     assert len(str(found).splitlines()) < 50
+
+
+def test_shares_that_split_blocks_are_told():
+    """GPT-3's matrices under [null, model, data]: 96 of 12,288 elements on a device, and blocks of 128."""
+    mesh = AbstractMesh((128, 8), ("data", "model"))
+    split, whole = (NamedSharding(mesh, P(None, *axes)) for axes in (("model", "data"), ("data", "model")))
+    params = {
+        name: jax.ShapeDtypeStruct((96, 12288, 12288), jnp.bfloat16, sharding=sharding)
+        for name, sharding in (("split", split), ("whole", whole))
+    }
+    rule = jl.zero(jl.stored(jl.adamw(1e-4), mu=jl.int8(), nu=jl.int8()), mesh, "data", layers="*")
+    reasons = {row.path: row.reason for row in jl.explain(rule, params) if row.wrapper == "zero"}
+    assert reasons["split"].endswith(
+        "in shares of 96: formats in blocks of 128 send parts of them; divide dimension 1 over 'data' in the place of 2"
+    )
+    assert "blocks" not in reasons["whole"]

@@ -1,11 +1,13 @@
 """Where each parameter and each leaf of the state goes, under jit: decided before anything is there."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .._encoded import BLOCK
 from .._errors import Problems, message
 from .._known_shardings import known_shardings_of
 from .._numerics import accumulation_dtype
@@ -15,6 +17,8 @@ from .._types import Params, Rule, State
 from ._cuts import Cut, choose_cut, cut_spec
 from ._layout import Layout, sharding_of
 from ._specs import Followed, infer_specs
+
+_LARGE = 2**20  # elements of an array for which parts of blocks are worth a word
 
 
 class Options(NamedTuple):
@@ -39,7 +43,8 @@ def division_of(
     """How a parameter of a given shape and spec is divided over `axes`."""
     left = axes_left(axes, spec, leaf.ndim)
     if not left:
-        return Division(None, spec, f"divided over {' x '.join(axes)} already, with the parameter")
+        told = f"divided over {' x '.join(axes)} already, with the parameter"
+        return Division(None, spec, told + _split_blocks(leaf.shape, spec, mesh))
     size = leaf.size * accumulation_dtype(leaf.dtype).itemsize  # what a field of the state takes
     if size < options.min_bytes or leaf.ndim == 0:
         return Division(None, spec, f"{size} bytes, under {options.min_bytes}: not worth a collective")
@@ -52,7 +57,23 @@ def division_of(
         return Division(cut, spec, f"flattened: no dimension divides by {shares} with 1 % of padding or less")
     minor = "".join(f", minor to {name}" for name in entry(spec, cut.dim))
     padded = f", padded from {cut.size} to {cut.padded}" if cut.waste else ""
-    return Division(cut, cut_spec(spec, cut, left, leaf.ndim), f"dimension {cut.dim}{minor}{padded}")
+    share = cut_spec(spec, cut, left, leaf.ndim)
+    told = f"dimension {cut.dim}{minor}{padded}{_split_blocks(leaf.shape, share, mesh)}"
+    return Division(cut, share, told)
+
+
+def _split_blocks(shape: tuple[int, ...], spec: PartitionSpec, mesh: Any) -> str:
+    """What is said of a large array whose shares are no whole blocks, and what to do about it."""
+    last = len(shape) - 1
+    names, parts = entry(spec, last), shards_of(spec, last, mesh)
+    share = -(-shape[last] // parts)
+    if parts == 1 or share % BLOCK == 0 or math.prod(shape) < _LARGE:
+        return ""
+    more = devices_along(names[-1:], mesh)
+    others = [d for d in range(last) if shape[d] % (shards_of(spec, d, mesh) * more) == 0]
+    best = max(others, key=lambda d: shape[d], default=None)
+    do = "" if best is None else f"; divide dimension {best} over {names[-1]!r} in the place of {last}"
+    return f", in shares of {share}: formats in blocks of {BLOCK} send parts of them{do}"
 
 
 def axes_left(axes: tuple[str, ...], spec: PartitionSpec, rank: int) -> tuple[str, ...]:
