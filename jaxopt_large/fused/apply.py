@@ -37,9 +37,9 @@ def apply(
     already. `jl.explain_apply(rule, params)` says for each parameter which it is, and why.
 
     Under `zero` each device makes its share of the new parameters, and those are gathered, in their dtype:
-    changes never exist whole. Stacks of 64 MiB and more on a device come layer by layer, in the place of the old
-    ones. (Not where a wrapper around `zero` keeps arrays of the parameters' shapes, such as averages, which need
-    whole changes; nor under Explicit axes, where types say how arrays are divided.)
+    changes never exist whole. Stacks of 64 MiB and more on a device come layer by layer, in the place of the
+    old ones. (Not where a wrapper around `zero` keeps arrays of the parameters' shapes, such as averages,
+    which need whole changes; nor under Explicit axes, where types say how arrays are divided.)
 
     Donate parameters and state, in the order in which they are returned: JAX gives buffers to results of
     their shape in order, so that `donate_argnums` of `(state, params)` for results `(params, state)` makes

@@ -127,3 +127,19 @@ def _merged(nnx, graph, like, values):
     state = jax.tree.map(lambda x: x, like)
     nnx.replace_by_pure_dict(state, values)
     return nnx.merge(graph, state)
+
+
+def _documented():
+    text = (CONFIGS.parent / "docs" / "PLANNING.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    return blocks[0], {block.split("\n")[0]: block for block in blocks[1:]}
+
+
+@pytest.mark.parametrize("first", _documented()[1])
+def test_the_documentation(first, capsys):
+    pytest.importorskip(first.split()[1].split(".")[0])
+    setup, blocks = _documented()
+    exec(setup + blocks[first], {})
+    shown = capsys.readouterr().out
+    assert "16 devices, v5e of 15.75 GiB" in shown
+    assert "temporaries" in shown
