@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .._errors import Problems
+from .._partition import all_names
 from ..config import Config, MlpModel, abstract_mesh_of, build, mesh_of
 from ..models import make_model
 from ..plan import Plan
 from ..plan.memory import Work, planned
+from ._errors import RunError
 from .execution import JitExecution
 
 
@@ -40,6 +43,7 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
         )
     mesh = mesh_of(placement) if chip is None else abstract_mesh_of(placement)
     run = JitExecution(config, model, build(config, mesh=mesh), mesh)
+    _check_axes(config, run.params)
     work = None if model.loss is None else _work_of(config, run, mesh)
     return planned(
         run.rule,
@@ -50,6 +54,18 @@ def plan_of(config: Config, *, chip: str | None = None) -> Plan:
         work=work,
         **options,
     )
+
+
+def _check_axes(config: Config, params: Any) -> None:
+    """Raises RunError where the mesh has an axis that divides neither batches nor parameters nor state."""
+    place, problems = config.placement, Problems("plan")
+    used = {place.data_axis, place.zero, place.fsdp}
+    used |= {name for x in jax.tree.leaves(params) for name in all_names(x.sharding.spec)}
+    for name, size in place.mesh.items():
+        if size > 1 and name not in used:
+            do = f"Leave it out, or divide parameters over it: placement.params: {{...: [{name}]}}"
+            problems.add(f"mesh has an axis that nothing uses, got {name}={size}", do=do)
+    problems.raise_if_any(RunError)
 
 
 def _work_of(config: Config, run: JitExecution, mesh: Any) -> Work:

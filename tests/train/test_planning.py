@@ -86,6 +86,7 @@ def test_a_step_takes_what_its_plan_says(file, overrides, within):
             "plan: mesh is not understood, got 'data:8'. Write it like data=128,model=8.",
         ),
         (["--mesh", "rows=8"], 2, "the mesh has no axis 'data'"),
+        (["--mesh", "data=128,model=8,rows=2"], 2, "plan: mesh has an axis that nothing uses, got rows=2"),
         (["--mesh", "data=8,model=7"], 2, "does not divide evenly, got 50304 by model=7"),
     ],
 )
