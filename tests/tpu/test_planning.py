@@ -48,7 +48,7 @@ def _step(config):
     ids=["ZeRO-1", "FSDP x TP"],
 )
 def test_a_run_on_16_v5e(overrides, kinds):
-    """What is sent within 10 %, whatever it is sent as, gathers to the byte; the peak not more than planned.
+    """What is sent within 12 %, whatever it is sent as, gathers to the byte; the peak not more than planned.
 
     Of so small a model the compiler runs what is planned one after another together: the plan is up to a third
     above it. Of large ones it is within 5 % (benchmarks/results/runs.json).
@@ -58,7 +58,7 @@ def test_a_run_on_16_v5e(overrides, kinds):
     found = compared(plan, _step(config))
     peak, sent = found.of("peak"), found.of("all collectives")
     assert peak.planned / 1.35 < peak.compiled < peak.planned * 1.05
-    assert sent.compiled == pytest.approx(sent.planned, rel=0.1)
+    assert sent.compiled == pytest.approx(sent.planned, rel=0.12)
     for kind in kinds:
         assert found.of(kind).compiled == pytest.approx(found.of(kind).planned, abs=2**14)
 
