@@ -96,7 +96,8 @@ def compiled_step(config: Config, topology: str) -> Any:
     """
     if importlib.util.find_spec("libtpu") is None:
         wrong = "--compile needs libtpu, the TPU compiler, which is not installed"
-        raise RunError(message("plan", wrong, do="pip install 'jaxopt_large[tpu-compile]'; it needs no TPU"))
+        do = "Install the extra `tpu-compile` from where jaxopt_large came: pip install '.[tpu-compile]'"
+        raise RunError(message("plan", wrong, allowed="it needs no TPU", do=do))
     if config.placement.parallel == "pmap":
         wrong = "--compile is for parallel: jit"
         raise RunError(message("plan", wrong, do="pmap compiles for the devices that are there"))
