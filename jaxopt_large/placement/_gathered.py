@@ -1,6 +1,5 @@
 """New parameters back in the layout of the old, made from each device's share of them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from .._partition import devices_along, entries
+from .._partition import all_names, devices_along, entries, is_even
 
 # bytes on one device: what is smaller is gathered at once, and compilers may join several
 BY_LAYERS = 2**26
@@ -41,12 +40,14 @@ def gathered(
     at_once = []
     for n, (x, share, whole) in enumerate(zip(new, shares, wholes, strict=True)):
         dim, axes = _added(share, whole, x.ndim)
-        size = x.size * x.dtype.itemsize // math.prod(devices_along(e, mesh) for e in entries(whole, x.ndim))
-        is_even = all(
-            length % devices_along(entry, mesh) == 0
-            for length, entry in zip(x.shape, entries(share, x.ndim), strict=True)
+        size = x.size * x.dtype.itemsize // devices_along(all_names(whole), mesh)
+        stacked = (
+            dim > 0
+            and is_even(share, x.shape, mesh)
+            and not entries(whole, x.ndim)[0]
+            and x.shape[0] > 1
+            and not mapped
         )
-        stacked = dim > 0 and is_even and not entries(whole, x.ndim)[0] and x.shape[0] > 1 and not mapped
         if stacked and size >= BY_LAYERS and size // x.shape[0] >= LEAST:
             made[n] = _by_layers(x, old[n], share, whole, mesh, dim, axes)
         else:

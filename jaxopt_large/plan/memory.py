@@ -89,7 +89,7 @@ def plan(
     work = None
     if loss is not None or batch is not None:
         _check_work(loss, batch, accumulate, axis_sizes)
-        assert loss is not None
+    if loss is not None:
         mesh = mesh or _mesh_of((params, batch)) or _mesh_of(abstract_state(rule, params))
         work = _work(loss, batch, accumulate, accumulation, mesh)
     return planned(
@@ -155,8 +155,7 @@ def planned(
     axis_sizes: Mapping[str, int] | None,
     work: Work | None,
 ) -> Plan:
-    """`plan`, of what a model is asked for."""
-    _check(rule, mesh, accumulate, accumulation)
+    """`plan`, of what a model is asked for and of arguments that have been checked."""
     kind = None if chip is None else chip_of("plan", chip)
     placed = _placed(params, mesh)
     if axis_sizes:
@@ -177,9 +176,8 @@ def planned(
     mesh = mesh or _mesh_of((placed, shapes))
     step = _Step(rule, placed, shapes, gradients, mesh, work)
     if work is not None and shapes is not None:
-        rows += step.rows(
-            sum(r.device_bytes for r in rows if r.part in ("gradients", "accumulators")), devices
-        )
+        held = sum(r.device_bytes for r in rows if r.part in ("gradients", "accumulators"))
+        rows += step.rows(work, held, devices)
     sizes = {} if mesh is None else dict(mesh.shape)
     on_host = sum(
         _device_bytes(x)
@@ -198,11 +196,7 @@ class _Step:
         self._rule, self._params, self._state, self._grads = rule, params, state, grads
         self._mesh = mesh or AbstractMesh((), ())
         self._work = work
-        zeroed = (
-            [node.layout.axes for node, _, _ in nodes_in(state, StateNode.gradient_shardings)]
-            if state
-            else []
-        )
+        zeroed = [node.layout.axes for node, _, _ in nodes_in(state, StateNode.gradient_shardings)]
         self._axes = zeroed[0] if zeroed else tuple(self._mesh.axis_names[:1])
 
     @functools.cached_property
@@ -217,10 +211,8 @@ class _Step:
 
         return gradient_costs(run, self._params, work.batch(self._axes), self._grads, self._mesh)
 
-    def rows(self, of_gradients: int, devices: int) -> list[PlanRow]:
+    def rows(self, work: Work, of_gradients: int, devices: int) -> list[PlanRow]:
         """Activations and temporaries; gradients and their sums have rows of their own."""
-        work = self._work
-        assert work is not None
         kept = kept_for_backward(work.loss, self._params, work.micro(self._axes), self._mesh)
         rest = max(0, self._gradient.alive - of_gradients)
         kept = min(kept, rest)

@@ -59,6 +59,7 @@ class Plan(Table):
       whole: the largest parts of the state that `zero` does not divide, and why.
       axes: mesh axis -> number of devices.
       alternatives: cheaper ones, where a configuration was planned.
+      offloaded: bytes of the state that each device has in its host's memory.
     """
 
     columns = PlanRow._fields
@@ -67,8 +68,8 @@ class Plan(Table):
     whole: tuple[Whole, ...]
     axes: Mapping[str, int]
     alternatives: tuple[Any, ...]
+    offloaded: int
     _costs: Callable[[], StepCosts]
-    _offloaded: int
 
     def __new__(  # noqa: D102
         cls,
@@ -84,7 +85,7 @@ class Plan(Table):
         made = super().__new__(cls, rows)
         made.devices, made.chip, made.whole = devices, chip, whole
         made.axes, made._costs, made.alternatives = axes or {}, functools.cache(costs), alternatives
-        made._offloaded = offloaded
+        made.offloaded = offloaded
         return made
 
     def beside(self, alternatives: Iterable[Any]) -> "Plan":
@@ -97,7 +98,7 @@ class Plan(Table):
             self.axes,
             self._costs,
             tuple(alternatives),
-            self._offloaded,
+            self.offloaded,
         )
 
     @property
@@ -134,11 +135,6 @@ class Plan(Table):
         """Of the memory of one host: its devices' part of a checkpoint, and what is offloaded there."""
         here = min(self.chip.per_host if self.chip else 8, self.devices)
         return here * (self.checkpoint_bytes // self.devices + self.offloaded)
-
-    @property
-    def offloaded(self) -> int:
-        """Bytes of the state that each device has in its host's memory."""
-        return self._offloaded
 
     @property
     def checkpoint_seconds(self) -> float:

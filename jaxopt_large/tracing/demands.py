@@ -8,7 +8,7 @@ from .inlined import Inlined
 from .layouts import Dims, refines, reshaped
 from .primitives import known
 
-_SUMS = "add add_any sub"
+SUMS = "add add_any sub"
 _HANDED = "neg reshape transpose squeeze"
 
 
@@ -72,7 +72,7 @@ def summed_later(jaxpr: Inlined, demands: Mapping[Any, Dims]) -> set[Any]:
         for a in eqn.invars:
             if not hasattr(a, "val"):
                 takers.setdefault(a, []).append(eqn)
-    linear = {*_SUMS.split(), *_HANDED.split()}
+    linear = {*SUMS.split(), *_HANDED.split()}
     results = {a for a in jaxpr.outvars if not hasattr(a, "val")}
     return {
         v

@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .demands import goal_of
+from .._nodes import bits_of
+from .demands import SUMS, goal_of
 from .layouts import Dims, Layout, Sent, joined, local_elements, longer, refines, reshaped, whole
 from .primitives import known
 
-_SUMS = "add add_any sub"
 _LINEAR = "add sub neg mul div convert_element_type add_any copy reduce_precision"  # pass on what is owed
 
 
@@ -51,8 +51,7 @@ class Rules:
         """Of one device's part of an array."""
         if not hasattr(aval, "dtype") or not hasattr(aval.dtype, "itemsize"):
             return 0
-        bits = 4 if "int4" in str(aval.dtype) else aval.dtype.itemsize * 8
-        return local_elements(aval.shape, dims, self.sizes) * bits // 8
+        return local_elements(aval.shape, dims, self.sizes) * bits_of(aval) // 8
 
     def send(self, kind: str, axes: Any, size: int, rounds: int, loops: int) -> None:
         """Counts a collective."""
@@ -82,8 +81,7 @@ class Rules:
         if wandered:
             self.send("all-to-all", wandered, self.bytes(aval, x.dims), rounds, loops)
         if gone:
-            partly = tuple(tuple(a for a in axes if a not in scattered) for axes in dims)
-            self.send("all-gather", gone, self.bytes(aval, partly), rounds, loops)
+            self.send("all-gather", gone, self.bytes(aval, kept), rounds, loops)
         return Layout(dims, tuple(a for a in x.owed if a not in scattered))
 
     def settled(self, x: Layout, aval: Any, rounds: int, loops: int) -> Layout:
@@ -103,7 +101,7 @@ class Rules:
             same = [(a, self.settled(x, a.aval, rounds, loops)) for a, x in same]
         elif eqn.primitive.name in ("mul", "div") and sum(bool(x.owed) for x in operands) > 1:
             same = [(a, self.settled(x, a.aval, rounds, loops)) for a, x in same]  # a product of sums is none
-        elif eqn.primitive.name in _SUMS.split() and any(x.owed for _, x in same):
+        elif eqn.primitive.name in SUMS.split() and any(x.owed for _, x in same):
             most = joined([x for _, x in same])
             if any(set(x.owed) != set(most.owed) for _, x in same if not x.free):
                 same = [
@@ -335,10 +333,8 @@ class Rules:
         ):
             dims[d] = updates.dims[place] if new.shape[place] == aval.shape[d] else ()
         rest = [d for d in range(new.ndim) if d not in numbers.update_window_dims]
-        kept = set()
         for d, place in zip(batching, getattr(numbers, "scatter_indices_batching_dims", ()), strict=False):
             dims[d] = updates.dims[rest[place]]
-            kept.update(dims[d])
         beside = self.beside.get(eqn.outvars[0], dims)
         dims = [new if set(old) <= set(new) else old for old, new in zip(dims, beside, strict=True)]
         used = {a for axes in dims for a in axes}
@@ -349,9 +345,7 @@ class Rules:
     def _on_psum(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
-        size = sum(self.bytes(a.aval, x.dims) for a, x in zip(eqn.invars, operands, strict=True))
-        self.send("all-reduce", _mapped_axes(eqn), size, rounds, loops)
-        return operands
+        return self._exchanged("all-reduce", eqn, operands, rounds, loops)
 
     _on_psum_invariant = _on_pmax = _on_pmin = _on_psum
 
@@ -359,7 +353,7 @@ class Rules:
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         out = eqn.outvars[0].aval
-        rank = out.ndim - operands[0].dims.__len__()
+        rank = out.ndim - len(operands[0].dims)
         dims = (((),) * rank + operands[0].dims) if rank else operands[0].dims
         self.send("all-gather", _mapped_axes(eqn), self.bytes(out, dims), rounds, loops)
         return [Layout(dims)]
@@ -384,8 +378,14 @@ class Rules:
     def _on_ppermute(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
+        return self._exchanged("collective-permute", eqn, operands, rounds, loops)
+
+    def _exchanged(
+        self, kind: str, eqn: Any, operands: list[Layout], rounds: int, loops: int
+    ) -> list[Layout]:
+        """Over mapped axes, all of the operands, which keep their shapes."""
         size = sum(self.bytes(a.aval, x.dims) for a, x in zip(eqn.invars, operands, strict=True))
-        self.send("collective-permute", _mapped_axes(eqn), size, rounds, loops)
+        self.send(kind, _mapped_axes(eqn), size, rounds, loops)
         return operands
 
 

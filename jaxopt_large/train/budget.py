@@ -138,8 +138,9 @@ class _Work(NamedTuple):
 
 
 def _states(config: Config) -> Iterator[_State]:
+    forms = (None, *formats(config))
     for place in _placements(config):
-        for form in (None, *formats(config)):
+        for form in forms:
             changes = tuple(c for c in (place, form) if c is not None)
             new = with_changes(config, changes)
             found = None if new is None else state_plan(new)

@@ -1,16 +1,15 @@
-"""What of a configuration could be otherwise, to take less memory, and the choice that costs least."""
+"""What of a configuration could be otherwise, so that it takes less memory."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .._tables import size
-from ..config import Config, ConfigError, build, changed
+from ..config import Config, build, changed
 from ..config import abstract_mesh_of as mesh_of
 from ..models import make_model
 from ..plan import Plan, duration
 from ..plan import plan as plan_rule
-from ._errors import RunError
 from .planning import plan_of
 from .shardings import placed_params
 
@@ -169,7 +168,7 @@ def with_changes(config: Config, changes: Iterable[Change]) -> Config | None:
     values = {path: value for change in changes for path, value in change.values.items()}
     try:
         return changed(config, values)
-    except (ValueError, ConfigError):
+    except ValueError:
         return None
 
 
@@ -178,7 +177,7 @@ def planned_with(config: Config, changes: Iterable[Change], chip: str | None) ->
     new = with_changes(config, changes)
     try:
         return None if new is None else plan_of(new, chip=chip)
-    except (ValueError, RunError, ConfigError):
+    except ValueError:
         return None  # placement refuses it
 
 
@@ -187,7 +186,7 @@ def state_plan(config: Config) -> Plan | None:
     mesh, model = mesh_of(config.placement), make_model(config.model)
     try:
         return plan_rule(build(config, mesh=mesh), placed_params(config, model, mesh), mesh)
-    except (ValueError, RunError, ConfigError):
+    except ValueError:
         return None
 
 

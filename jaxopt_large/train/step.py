@@ -35,7 +35,6 @@ def make_step(
     gradient: Gradient | None = None,
     mean_over: str | None = None,
     average_gradients: bool = False,
-    kernels: str = "auto",
 ) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
     """(params, state, batch) -> (params, state, metrics).
 
@@ -45,7 +44,6 @@ def make_step(
       gradient: (params, batch) -> (loss, gradient); by default the mean of the objective's.
       mean_over: a mapped axis over which the loss is averaged.
       average_gradients: average gradients over it as well, for rules without `zero`.
-      kernels: as `jl.apply` has it.
 
     The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32.
     """
@@ -58,7 +56,7 @@ def make_step(
         if average_gradients:
             grads = jax.lax.pmean(grads, mean_over)
         extra = {"value": loss, "obj_fn": _on_part(objective, batch)}
-        params, state = apply(rule, grads, state, params, kernels=kernels, **extra)
+        params, state = apply(rule, grads, state, params, **extra)
         watch = find(WatchState, state)
         guard = find(SkipNonfiniteState, watch.inner)
         skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped

@@ -66,7 +66,7 @@ def user_model(name: str) -> UserModel:
         return made, None
 
     try:
-        params, batch = jax.eval_shape(lambda: as_leaves_of(shapes()))
+        params, batch = jax.eval_shape(lambda: _as_arrays(shapes()))
     except jax.errors.ConcretizationTypeError as error:
         first = str(error).splitlines()[0]
         wrong = f"{name} looks at values, which are not there when shapes are planned, got {first}"
@@ -77,7 +77,7 @@ def user_model(name: str) -> UserModel:
     return UserModel(params, kept[0] if kept else None, batch)
 
 
-def as_leaves_of(tree: Any) -> Any:
+def _as_arrays(tree: Any) -> Any:
     """Shapes in a tree as arrays, which `jax.eval_shape` can return; nothing is allocated."""
 
     def one(x: Any) -> Any:
