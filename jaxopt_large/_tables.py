@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class Table(tuple[Any, ...]):
@@ -60,6 +60,18 @@ def text_of(value: Any) -> str:
     ('65,536', '(128, 512)')
     """
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class Columns(NamedTuple):
+    """A table to be printed.
+
+    Attributes:
+      head: of each column.
+      rows: entries, one for each column.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, ruled: bool = True) -> str:

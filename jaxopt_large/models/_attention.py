@@ -11,13 +11,23 @@ _BLOCK = 256  # positions at a time
 
 
 def attention(
-    q: Float[Array, "b t n s"], k: Float[Array, "b t m s"], v: Float[Array, "b t m s"]
+    q: Float[Array, "b t n s"],
+    k: Float[Array, "b t m s"],
+    v: Float[Array, "b t m s"],
+    *,
+    fused: bool = False,
 ) -> Float[Array, "b t n s"]:
     """Each query with the keys before it and its own; `n` heads of queries share `m` of keys and values.
 
     A loop over blocks of queries, of which the backward pass computes the scores anew: memory grows with the
-    length, not with its square.
+    length, not with its square. With `fused`, cuDNN's kernel where it takes the arrays: in 16 bits, on GPUs
+    that have it.
     """
+    if fused and q.dtype.itemsize == 2:
+        try:
+            return _attended(q, k, v, is_causal=True, implementation="cudnn")
+        except (NotImplementedError, RuntimeError, ValueError):  # JAX asks cuDNN and the device as it traces
+            pass
     length = q.shape[1]
     count, size = blocks(length)
     if count == 1:

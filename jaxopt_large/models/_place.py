@@ -6,7 +6,13 @@ from jaxtyping import Array
 
 
 class Place(Protocol):
-    """What who runs a model says of its arrays."""
+    """What who runs a model says of its arrays.
+
+    Attributes:
+      fused: can attention be one kernel there?
+    """
+
+    fused: bool
 
     def activation(self, x: Array, *dimensions: str | None) -> Array:
         """An activation, in its place.
@@ -28,6 +34,8 @@ class Place(Protocol):
 
 class Anywhere:
     """Says nothing: one device, or a compiler that decides."""
+
+    fused = False
 
     def activation(self, x: Array, *dimensions: str | None) -> Array:
         del dimensions

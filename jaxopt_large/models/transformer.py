@@ -209,7 +209,7 @@ def _attention(
         k, v = (
             by_heads(y, kv_heads) for y in jnp.moveaxis(jnp.einsum("btd,dce->btce", x, weights["kv"]), 2, 0)
         )
-    mixed = attention(_rotate(q, angles), _rotate(k, angles), v).reshape(b, t, d)
+    mixed = attention(_rotate(q, angles), _rotate(k, angles), v, fused=place.fused).reshape(b, t, d)
     mixed = place.activation(mixed, "batch", None, "hidden")
     return jnp.einsum("btd,de->bte", mixed, weights["out"])
 

@@ -22,6 +22,7 @@ class Chip(NamedTuple):
       network: bytes/s that one device sends beyond them.
       per_host: how many devices a host has.
       source: where the numbers are from.
+      fast: bytes of faster memory, that a compiler has for arrays that live shortly.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Chip(NamedTuple):
     network: float
     per_host: int
     source: str
+    fast: int = 0
 
 
 _TPU = "libtpu 0.0.42's compiler (memory), Google Cloud's pages of this TPU"
@@ -53,10 +55,11 @@ CHIPS = {
             3.1e9,
             4,
             f"{_TPU}; 15.25 GiB for each of two cores that are one device",
+            16 * _MIB,
         ),
-        Chip("v5e", int(15.75 * _GIB), 8.19e11, 197e12, 100e9, 256, 3.1e9, 8, _TPU),
-        Chip("v5p", int(95.74 * _GIB), 2.765e12, 459e12, 200e9, 8960, 6.25e9, 4, _TPU),
-        Chip("v6e", int(31.25 * _GIB), 1.638e12, 918e12, 200e9, 256, 12.5e9, 8, _TPU),
+        Chip("v5e", int(15.75 * _GIB), 8.19e11, 197e12, 100e9, 256, 3.1e9, 8, _TPU, 128 * _MIB),
+        Chip("v5p", int(95.74 * _GIB), 2.765e12, 459e12, 200e9, 8960, 6.25e9, 4, _TPU, 64 * _MIB),
+        Chip("v6e", int(31.25 * _GIB), 1.638e12, 918e12, 200e9, 256, 12.5e9, 8, _TPU, 128 * _MIB),
         Chip(
             "tpu7x",
             int(94.75 * _GIB),
@@ -67,6 +70,7 @@ CHIPS = {
             6.25e9,
             8,
             f"{_TPU}; a device is one of two cores, half of the chip",
+            64 * _MIB,
         ),
         Chip("A100", 81_920 * _MIB, 2.039e12, 312e12, 300e9, 8, 25e9, 8, _DRIVER),
         Chip("H100", 81_559 * _MIB, 3.35e12, 989e12, 450e9, 8, 50e9, 8, _DRIVER),

@@ -174,7 +174,7 @@ def planned(
     sums = [] if accumulate == 1 else _of_leaves("accumulators", _accumulators(gradients))
     rows = [*_of_leaves("parameters", placed), *_of_leaves("gradients", gradients), *sums, *_of_state(state)]
     mesh = mesh or _mesh_of((placed, shapes))
-    step = _Step(rule, placed, shapes, gradients, mesh, work)
+    step = _Step(rule, placed, shapes, gradients, mesh, work, 0 if kind is None else kind.fast)
     if work is not None and shapes is not None:
         held = sum(r.device_bytes for r in rows if r.part in ("gradients", "accumulators"))
         rows += step.rows(work, held, devices)
@@ -191,11 +191,18 @@ class _Step:
     """The step of a plan, traced when it is asked for."""
 
     def __init__(
-        self, rule: AnyRule, params: Params, state: Any, grads: Updates, mesh: Any, work: Work | None
+        self,
+        rule: AnyRule,
+        params: Params,
+        state: Any,
+        grads: Updates,
+        mesh: Any,
+        work: Work | None,
+        fast: int,
     ):
         self._rule, self._params, self._state, self._grads = rule, params, state, grads
         self._mesh = mesh or AbstractMesh((), ())
-        self._work = work
+        self._work, self._fast = work, fast
         zeroed = [node.layout.axes for node, _, _ in nodes_in(state, StateNode.gradient_shardings)]
         self._axes = zeroed[0] if zeroed else tuple(self._mesh.axis_names[:1])
 
@@ -209,13 +216,16 @@ class _Step:
         def run(params: Params, batch: Any) -> Any:
             return work.gradient(params, batch, self._axes, shardings)
 
-        return gradient_costs(run, self._params, work.batch(self._axes), self._grads, self._mesh)
+        return gradient_costs(run, self._params, work.batch(self._axes), self._grads, self._mesh, self._fast)
 
     def rows(self, work: Work, of_gradients: int, devices: int) -> list[PlanRow]:
         """Activations and temporaries; gradients and their sums have rows of their own."""
         kept = kept_for_backward(work.loss, self._params, work.micro(self._axes), self._mesh)
         rest = max(0, self._gradient.alive - of_gradients)
         kept = min(kept, rest)
+        update = self.costs().update
+        if update is not None:  # when it runs, there are no activations
+            rest = max(rest, update.alive)
         return [
             PlanRow("activations", NONE, NONE, kept * devices, kept),
             PlanRow("temporaries", NONE, NONE, (rest - kept) * devices, rest - kept),
@@ -225,12 +235,16 @@ class _Step:
         """Of gradient and update."""
         if self._state is None:
             return StepCosts(None, None, "it runs in mapped axes")
+        return self._costs
+
+    @functools.cached_property
+    def _costs(self) -> StepCosts:
         extra = {} if self._work is None else {"value": jax.ShapeDtypeStruct((), "float32")}
+        given = self._grads, self._state, self._params, self._mesh, extra, self._fast
         try:
-            made = update_costs(self._rule, self._grads, self._state, self._params, self._mesh, extra)
+            return StepCosts(self._gradient, update_costs(self._rule, *given))
         except Exception as error:  # what rules raise that need more than gradients has no common class
             return StepCosts(self._gradient, None, str(error).splitlines()[0])
-        return StepCosts(self._gradient, made)
 
 
 def _check(rule: Any, mesh: Any, accumulate: Any, accumulation: Any) -> None:

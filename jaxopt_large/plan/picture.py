@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._errors import message
 from .._tables import size
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def _row(name: str, plan: "Plan", most: int) -> str:
 
 
 def _named(plan: "Plan | Mapping[str, Plan]", title: str) -> "dict[str, Plan]":
+    if isinstance(plan, Mapping) and not plan:
+        raise ValueError(message("plan.picture", "there is no plan to draw, got an empty mapping"))
     return dict(plan) if isinstance(plan, Mapping) else {title or "one device": plan}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .._state_rows import NONE
-from .._tables import Table, fields_of, size, table
+from .._tables import Columns, Table, fields_of, size, table
 from .chips import Chip
 from .step import StepCosts
 from .times import PlannedCollectives, collectives_of, duration, operations, times_of
@@ -171,21 +171,28 @@ class Plan(Table):
         return size(value) if column in ("bytes", "device_bytes") else str(value)
 
     def __str__(self) -> str:
+        return "\n\n".join(part if isinstance(part, str) else table(*part) for part in self.parts())
+
+    def parts(self) -> list[str | Columns]:
+        """What is printed, one after another: lines of text, and tables."""
         entries = [[self.cell(row, column) for column in self.columns] for row in self]
         entries.append(["all", NONE, NONE, size(sum(r.bytes for r in self)), size(self.device_bytes)])
-        head = ("part", "field", "dtype", "all devices", "one device")
-        lines = [table(head, entries), "", *self._verdict()]
+        found: list[str | Columns] = [
+            Columns(("part", "field", "dtype", "all devices", "one device"), entries)
+        ]
+        lines = self._verdict()
         if self.chip is not None or self.has_model:
             lines += self._of_a_step()
+        found.append("\n".join(lines))
+        if (self.chip is not None or self.has_model) and self.collectives:
+            found.append(self.collectives.large())
         if self.whole:
             rows = [(w.path, size(w.bytes), w.reason) for w in self.whole]
-            lines += ["", table(("not divided", "one device", "reason"), rows)]
+            found.append(Columns(("not divided", "one device", "reason"), rows))
         if self.alternatives:
-            lines += [
-                "",
-                table(("instead", "saves", "adds to a step"), [a.words() for a in self.alternatives]),
-            ]
-        return "\n".join(lines)
+            rows = [a.words() for a in self.alternatives]
+            found.append(Columns(("instead", "saves", "adds to a step"), rows))
+        return found
 
     def _verdict(self) -> list[str]:
         count = f"{self.devices:,} device{'s' if self.devices != 1 else ''}"
@@ -214,8 +221,6 @@ class Plan(Table):
                 f"A checkpoint: {size(self.checkpoint_bytes)}, {duration(self.checkpoint_seconds)} at 1 GB/s "
                 f"a host; {size(self.host_bytes)} of a host's memory."
             )
-        if self.collectives:
-            lines += ["", str(self.collectives)]
         return lines
 
     def to_json(self) -> str:

@@ -39,6 +39,7 @@ def gradient_costs(
     batch: Any,
     grads: Updates,
     mesh: Any,
+    fast: int = 0,
 ) -> Costs:
     """What loss and gradient cost.
 
@@ -48,17 +49,25 @@ def gradient_costs(
       batch: likewise.
       grads: likewise: how gradients are divided in the end.
       mesh: the mesh.
+      fast: bytes of a device's faster memory.
     """
     closed = jax.make_jaxpr(gradient)(params, batch)
     rest = len(closed.out_avals) - len(jax.tree.leaves(grads))
     wanted = [None] * rest + _dims(grads)
-    return costs_of(closed, _dims((params, batch)), wanted, dict(mesh.shape), scatters=_scatters(mesh))
+    sizes, scatters = dict(mesh.shape), _scatters(mesh)
+    return costs_of(closed, _dims((params, batch)), wanted, sizes, scatters=scatters, fast=fast)
 
 
 def update_costs(
-    rule: AnyRule, grads: Updates, state: State, params: Params, mesh: Any, extra: dict[str, Any]
+    rule: AnyRule,
+    grads: Updates,
+    state: State,
+    params: Params,
+    mesh: Any,
+    extra: dict[str, Any],
+    fast: int = 0,
 ) -> Costs:
-    """What the rule and the new parameters cost."""
+    """What the rule and the new parameters cost, which are made in the place of the old."""
 
     def step(params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> tuple[Params, State]:
         return apply(rule, grads, state, params, kernels="xla", **extra)
@@ -66,7 +75,15 @@ def update_costs(
     with planning():
         closed = jax.make_jaxpr(step)(params, state, grads, extra)
     given = _dims((params, state, grads, extra))
-    return costs_of(closed, given, _dims((params, state)), dict(mesh.shape), scatters=_scatters(mesh))
+    return costs_of(
+        closed,
+        given,
+        _dims((params, state)),
+        dict(mesh.shape),
+        scatters=_scatters(mesh),
+        fast=fast,
+        donated=True,
+    )
 
 
 def _scatters(mesh: Any) -> bool:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .._tables import Table, size, table
+from .._tables import Columns, Table, size, table
 from ..tracing.costs import Costs
 from ..tracing.layouts import Sent
 from .chips import Chip
@@ -51,11 +51,17 @@ class PlannedCollectives(Table):
         return found[column]
 
     def __str__(self) -> str:
+        return table(*self.large())
+
+    def large(self) -> Columns:
+        """What is printed: what is large, and how much is not."""
         least = self.bytes() / _SMALL
-        large = PlannedCollectives(row for row in self if row.bytes >= least)
+        large = [row for row in self if row.bytes >= least]
         entries = [[self.cell(row, column) for column in self.columns] for row in large]
         rest = len(self) - len(large)
-        return table(self.columns, entries) + (f"\n... and {rest} smaller" if rest else "")
+        if rest:
+            entries.append([f"... and {rest} smaller", *[""] * (len(self.columns) - 1)])
+        return Columns(self.columns, entries)
 
     def count(self, kind: str) -> int:  # type: ignore[override]
         """How many of a kind there are in the program."""

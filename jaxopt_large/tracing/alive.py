@@ -1,147 +1,29 @@
-"""What is alive while the equations of a function run one after another."""
+"""Bytes that are alive at one moment."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from .inlined import Inlined
-from .layout_rules import Rules
-from .layouts import Layout
-from .primitives import known
-
-_FAST = 2**27  # bytes: what is smaller can stay in a chip's fast memory
+from typing import NamedTuple
 
 
-class Memory:
-    """What is alive while equations run one after another.
+class Alive(NamedTuple):
+    """Bytes at one moment.
 
-    What works element by element is fused with what needs it: its operands live until then. It has a
-    buffer of its own only if something takes it as an array: a loop, a collective, a result.
+    Attributes:
+      large: of arrays that are in memory for certain.
+      small: of those that can be in a chip's fast memory, so far as that has room.
     """
 
-    def __init__(self, jaxpr: Any, walk: Rules, *, in_loop: bool):
-        self._walk, self.peak, self._now = walk, 0, 0
-        self._roots: dict[Any, frozenset[Any]] = {}
-        self._sizes: dict[Any, int] = {}
-        self._outputs = {a for a in jaxpr.outvars if not hasattr(a, "val")}
-        self._given = {*jaxpr.invars, *jaxpr.constants}
-        self._lent = set(jaxpr.invars) if in_loop else set()
-        self._taken = set(self._outputs)  # as arrays
-        for eqn in jaxpr.eqns:
-            if not _is_fused(eqn) and not _takes_fused(eqn):
-                self._taken |= {a for a in eqn.invars if not hasattr(a, "val")}
-        self._last: dict[Any, int] = {}
-        for place, eqn in enumerate(jaxpr.eqns):
-            roots = (
-                frozenset().union(*(self._roots_of(a) for a in eqn.invars if not hasattr(a, "val")))
-                if eqn.invars
-                else frozenset()
-            )
-            for v in eqn.outvars:
-                own = not _is_fused(eqn) or (v in self._taken and not _is_view(eqn))
-                self._roots[v] = frozenset({v}) if own else roots
-                if _may_send(eqn):  # what it comes from may be what it is
-                    self._roots[v] |= roots | {v}
-            if not _is_fused(eqn) or any(v in self._taken for v in eqn.outvars):
-                for r in roots:
-                    self._last[r] = place
-        for a in self._outputs:
-            for r in self._roots_of(a):
-                self._last[r] = len(jaxpr.eqns)
-        if in_loop:
-            self._hold_for_late_products(jaxpr)
-        self._ends: dict[int, list[Any]] = {}
-        for v, place in self._last.items():
-            self._ends.setdefault(place, []).append(v)
+    large: int = 0
+    small: int = 0
 
-    def _hold_for_late_products(self, jaxpr: Inlined) -> None:
-        """Products for results alone, as gradients of weights are, come last: their operands live until then.
+    def __add__(self, other: "Alive") -> "Alive":  # type: ignore[override]
+        return Alive(self.large + other.large, self.small + other.small)
 
-        So compilers have something to compute while the arrays of other products are on their way.
-        """
-        awaited: set[Any] = set()
-        for eqn in reversed(jaxpr.eqns):
-            if not _is_fused(eqn) or any(v in awaited for v in eqn.outvars):
-                awaited |= {a for a in eqn.invars if not hasattr(a, "val")}
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "dot_general" and eqn.outvars[0] not in awaited:
-                for a in eqn.invars:
-                    for r in self._roots_of(a) if not hasattr(a, "val") else ():
-                        self._last[r] = len(jaxpr.eqns)
+    def __sub__(self, other: "Alive") -> "Alive":
+        return Alive(self.large - other.large, self.small - other.small)
 
-    def _roots_of(self, v: Any) -> frozenset[Any]:
-        return self._roots.get(v, frozenset({v}) if v in self._given else frozenset())
+    def beside(self, fast: int) -> int:
+        """What is in memory beside fast memory of so many bytes."""
+        return self.large + max(0, self.small - fast)
 
-    def step(
-        self, place: int, eqn: Any, layouts: Mapping[Any, Layout], inside: int, rounds: int, *, sends: bool
-    ) -> None:
-        """One equation: `inside` is what it needs besides operands and results."""
-        walk = self._walk
-        own = [v for v in eqn.outvars if v in self._roots[v] and (sends or not _may_send(eqn))]
-        made = {v: walk.bytes(v.aval, layouts[v].dims) for v in own if v in layouts and not layouts[v].free}
-        ended = [v for v in self._ends.get(place, ()) if v in self._sizes]
-        given_up = [v for v in ended if v in _in_place(eqn)]
-        self._free(given_up)
-        over = [v for v in self._ends.get(place, ()) if v in self._lent and _is_fused(eqn)]
-        for v in made:  # in the place of what the loop was at
-            same = next(
-                (x for x in over if x.aval.shape == v.aval.shape and x.aval.dtype == v.aval.dtype), None
-            )
-            if same is not None and v in self._outputs:
-                over.remove(same)
-                made[v] = 0
-        if eqn.primitive.name in ("shard_map", "cond"):  # whose functions make the results where they are
-            self.peak = max(self.peak, self._now + inside)
-            inside = 0
-        self._now += sum(made.values())
-        self._sizes |= made
-        self.peak = max(self.peak, self._now + inside)
-        self._free([v for v in ended if v not in given_up])
-        self._free([v for v in made if v not in self._last])
-        if not walk.quiet:  # written, and read again
-            walk.costs.traffic += 2 * rounds * sum(n for n in made.values() if n > _FAST)
-
-    def _free(self, variables: Sequence[Any]) -> None:
-        for v in variables:
-            self._now -= self._sizes.pop(v, 0)
-
-
-def _in_place(eqn: Any) -> list[Any]:
-    """The operands in whose place results may come."""
-    name, p = eqn.primitive.name, eqn.params
-    if name == "scan":
-        given = eqn.invars[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-    elif name == "while":
-        given = eqn.invars[p["cond_nconsts"] + p["body_nconsts"] :]
-    elif name in ("dynamic_update_slice", "scatter-add"):
-        given = eqn.invars[:1]
-    else:
-        given = eqn.invars if _is_fused(eqn) else []
-    return [a for a in given if not hasattr(a, "val")]
-
-
-def _may_send(eqn: Any) -> bool:
-    return eqn.primitive.name in ("sharding_constraint", "reshard")
-
-
-def _is_view(eqn: Any) -> bool:
-    """Is the result the operand, named otherwise?"""
-    row = known(eqn)
-    return row.handed or (row.moves and eqn.primitive.name in ("reshape", "squeeze", "expand_dims"))
-
-
-def _is_fused(eqn: Any) -> bool:
-    row = known(eqn)
-    if eqn.primitive.name == "scatter-add":  # one element of each row: compilers compare instead
-        numbers = eqn.params["dimension_numbers"]
-        return bool(getattr(numbers, "operand_batching_dims", ())) and not numbers.update_window_dims
-    return (
-        row.element or row.moves or row.handed or row.typing or eqn.primitive.name == "iota"
-    ) and not row.call
-
-
-def _takes_fused(eqn: Any) -> bool:
-    """Does it read what is computed element by element without a buffer?"""
-    name = eqn.primitive.name
-    return name in ("dot_general", "conv_general_dilated") or name.startswith(
-        ("reduce_", "arg", "ragged_dot")
-    )
+    def fullness(self, fast: int) -> tuple[int, int]:
+        """By which moments are compared: what is in memory, and then what there is at all."""
+        return self.beside(fast), self.large + self.small

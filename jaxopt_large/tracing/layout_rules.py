@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from .._nodes import bits_of
 from .demands import SUMS, goal_of
 from .layouts import Dims, Layout, Sent, joined, local_elements, longer, refines, reshaped, whole
@@ -45,6 +47,7 @@ class Rules:
     def __init__(self, sizes: Mapping[str, int], scatters: bool):
         self.sizes, self.scatters, self.costs, self.quiet = sizes, scatters, Costs(), 0
         self.already_sent: dict[Any, Layout] = {}  # in the function at hand
+        self.narrow: dict[Any, Any] = {}  # there, the dtypes of what is sent in a narrower one
         self.beside: dict[Any, Dims] = {}  # how what a variable is added to, or multiplied by, is divided
 
     def bytes(self, aval: Any, dims: Dims) -> int:
@@ -53,17 +56,22 @@ class Rules:
             return 0
         return local_elements(aval.shape, dims, self.sizes) * bits_of(aval) // 8
 
+    def sent_as(self, v: Any) -> Any:
+        """A variable's shape, and the dtype in which it is sent."""
+        dtype = self.narrow.get(v)
+        return v.aval if dtype is None else jax.ShapeDtypeStruct(v.aval.shape, dtype)
+
     def send(self, kind: str, axes: Any, size: int, rounds: int, loops: int) -> None:
         """Counts a collective."""
         axes = tuple(a for a in self.sizes if a in axes and self.sizes[a] > 1)
         if axes and not self.quiet:
             self.costs.sent.append(Sent(kind, axes, size, rounds, loops))
 
-    def sent(self, atom: Any, x: Layout, dims: Dims, rounds: int, loops: int) -> Layout:
+    def sent(self, atom: Any, x: Layout, dims: Dims, aval: Any, rounds: int, loops: int) -> Layout:
         """A variable divided otherwise, once: compilers see that it is wanted twice."""
         key = (id(atom), dims)
         if key not in self.already_sent:
-            self.already_sent[key] = self.moved(x, dims, atom.aval, rounds, loops)
+            self.already_sent[key] = self.moved(x, dims, aval, rounds, loops)
         return self.already_sent[key]
 
     def moved(self, x: Layout, dims: Dims, aval: Any, rounds: int, loops: int) -> Layout:
@@ -141,7 +149,7 @@ class Rules:
             return operands
         if demand is not None and refines(demand, goal) and (x.free or refines(x.dims, demand)):
             return [Layout(demand, x.owed) if x.free else x]
-        return [self.sent(eqn.invars[0], x, goal, rounds, loops)]
+        return [self.sent(eqn.invars[0], x, goal, self.sent_as(eqn.outvars[0]), rounds, loops)]
 
     _on_reshard = _on_sharding_constraint
 
@@ -207,8 +215,10 @@ class Rules:
         x, new = operands[:2]
         if x.free:
             old, part = (a.aval.shape for a in eqn.invars[:2])
-            return [Layout(tuple(a if n == m else () for a, n, m in zip(new.dims, old, part, strict=True)))]
-        return [x]
+            dims = tuple(a if n == m else () for a, n, m in zip(new.dims, old, part, strict=True))
+            return [Layout(dims, new.owed)]
+        self.settled(new, eqn.invars[1].aval, rounds, loops)
+        return [self.settled(x, eqn.invars[0].aval, rounds, loops)]
 
     def _on_concatenate(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         x, along = joined(operands), eqn.params["dimension"]
@@ -219,11 +229,11 @@ class Rules:
     ) -> list[Layout]:
         (contract, batch), avals = eqn.params["dimension_numbers"], [a.aval for a in eqn.invars]
         xs = [self.settled(x, aval, rounds, loops) for x, aval in zip(operands, avals, strict=True)]
-        xs = self._agreed(xs, contract, batch, eqn.invars, rounds, loops)
         free = [
             [d for d in range(len(x.dims)) if d not in c and d not in b]
             for x, c, b in zip(xs, contract, batch, strict=True)
         ]
+        xs = self._agreed(xs, (contract, batch), free, eqn.invars, demands[0], rounds, loops)
         one, other = (x.dims for x in xs)
         common = [longer(one[i], other[j]) for i, j in zip(*batch, strict=True)]
         owed = tuple(
@@ -274,22 +284,42 @@ class Rules:
             self.costs.flops += rounds * 2 * elements * summed / shares
 
     def _agreed(
-        self, xs: list[Layout], contract: Any, batch: Any, atoms: list[Any], rounds: int, loops: int
+        self,
+        xs: list[Layout],
+        numbers: Any,
+        free: Sequence[Sequence[int]],
+        atoms: list[Any],
+        demand: Dims | None,
+        rounds: int,
+        loops: int,
     ) -> list[Layout]:
-        """Operands of a product, of which no axis divides two dimensions: the smaller one is gathered."""
-        paired = [dict(zip(*pairs, strict=True)) for pairs in (contract, batch)]
+        """Operands of a product, of which no axis divides two dimensions: one of them is gathered.
+
+        That which leaves the result as it is wanted, else the smaller one.
+        """
+        paired = [dict(zip(*pairs, strict=True)) for pairs in numbers]
         pairs = {i: j for found in paired for i, j in found.items()}
-        clashing = set()
+        clashing: dict[str, tuple[int, int]] = {}
         for i, axes in enumerate(xs[0].dims):
             for a in axes:
                 for j, others in enumerate(xs[1].dims):
                     if a in others and pairs.get(i) != j:
-                        clashing.add(a)
+                        clashing[a] = i, j
         if not clashing:
             return xs
-        small = min((0, 1), key=lambda n: self.bytes(atoms[n].aval, xs[n].dims))
+        order = [(0, d) for d in numbers[1][0]] + [(n, d) for n in (0, 1) for d in free[n]]
+
+        def suits(gathered: int) -> bool:
+            """Does the other's axis stay where the result has it?"""
+            kept = 1 - gathered
+            places = {
+                a: order.index((kept, dims[kept])) for a, dims in clashing.items() if dims[kept] in free[kept]
+            }
+            return demand is not None and all(a in places and a in demand[places[a]] for a in clashing)
+
+        small = min((0, 1), key=lambda n: (not suits(n), self.bytes(atoms[n].aval, xs[n].dims)))
         dims = tuple(tuple(a for a in axes if a not in clashing) for axes in xs[small].dims)
-        xs[small] = self.sent(atoms[small], xs[small], dims, rounds, loops)
+        xs[small] = self.sent(atoms[small], xs[small], dims, atoms[small].aval, rounds, loops)
         return xs
 
     def _on_gather(

@@ -1,9 +1,14 @@
 """What of a configuration could be otherwise, so that it takes less memory."""
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
+from .._paths import first_match, leaf_paths, matches
 from .._tables import size
 from ..config import Config, build, changed
 from ..config import abstract_mesh_of as mesh_of
@@ -22,7 +27,9 @@ _FORMATS = (
     {"mu": "int4", "nu": "int8", "trace": "int4"},
 )
 _TO_HOST = 16e9  # bytes/s between a device and its host
-_MOST = 3
+_MOST = 3  # alternatives that are shown, groups that are told apart
+_EMBEDDINGS = "*embed*|*head*"
+_NORMS = "*norm*"
 _MOMENTS = ("mu", "nu", "trace")
 
 
@@ -36,6 +43,11 @@ class Change(NamedTuple):
 
     values: dict[str, Any]
     error: float = 0.0
+
+    @property
+    def globs(self) -> int:
+        """How many its values have."""
+        return self.line.count('"')
 
     @property
     def line(self) -> str:
@@ -72,7 +84,8 @@ class Alternative(NamedTuple):
 def alternatives(config: Config, plan: Plan, *, chip: str | None) -> list[Alternative]:
     """The cheaper configurations that differ in one line: those that save most, the fastest first."""
     found = []
-    for change in itertools.chain(formats(config), offloaded(config)):  # the step's work stays what it is
+    exact, everything = itertools.islice(formats(config), 1), itertools.islice(offloaded(config), 1)
+    for change in itertools.chain(exact, everything):  # the step's work stays what it is
         new = with_changes(config, [change])
         other = None if new is None else state_plan(new)
         saved = 0 if other is None else plan.part("state") - other.part("state")
@@ -93,14 +106,51 @@ def alternatives(config: Config, plan: Plan, *, chip: str | None) -> list[Altern
 
 
 def formats(config: Config) -> Iterator[Change]:
-    """Formats of the moments, the more exact first."""
+    """Formats of the moments: of all parameters, the more exact first, and then of some and not of others."""
     present = _moments(config)
     now = {} if config.optimizer.storage is None else config.optimizer.storage.fields
+    if not present or any(now.get(field, "float32") != "float32" for field in present):
+        return
     for form in _FORMATS:
-        fields = {field: form[field] for field in present}
-        if fields and all(now.get(field, "float32") == "float32" for field in fields):
-            error = max(ERRORS[name] for name in fields.values())
-            yield Change({"optimizer.storage.fields": {**now, **fields}}, error)
+        error = max(ERRORS[form[field]] for field in present)
+        yield Change(
+            {"optimizer.storage.fields": {**now, **{field: form[field] for field in present}}}, error
+        )
+    shares = groups_of(config)
+    paths = leaf_paths(make_model(config.model).abstract())
+    norms = [_NORMS] if len(config.optimizer.groups) == 1 and any(matches(_NORMS, p) for p in paths) else []
+    for forms in itertools.product((None, *_FORMATS), repeat=len(shares)) if len(shares) > 1 else ():
+        if not any(forms):
+            continue
+        fields = {
+            field: {g: form[field] if form else "float32" for g, form in zip(shares, forms, strict=True)}
+            for field in present
+        }
+        if "nu" in fields:  # as it is without globs
+            fields["nu"] = {**dict.fromkeys(norms, "float32"), **fields["nu"]}
+        parts = zip(shares.values(), forms, strict=True)
+        square = sum(share * max(ERRORS[form[f]] for f in present) ** 2 for share, form in parts if form)
+        yield Change({"optimizer.storage.fields": {**now, **fields}}, math.sqrt(square))
+
+
+def groups_of(config: Config) -> dict[str, float]:
+    """Globs over parameters that can be treated differently, and each one's share of their elements.
+
+    Those of the optimizer; of a single one embeddings and heads, and the rest.
+    """
+    params = make_model(config.model).abstract()
+    given = tuple(config.optimizer.groups)
+    globs = given if len(given) > 1 else (_EMBEDDINGS, "*")
+    found = dict.fromkeys(globs, 0)
+    for path, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        glob = first_match(globs, path)
+        if glob is not None:
+            found[glob] += x.size
+    largest = sorted(found, key=lambda g: -found[g])[:_MOST]
+    if "*" in globs and "*" not in largest:
+        largest[-1] = "*"
+    whole = sum(found.values())
+    return {g: n / whole for g, n in found.items() if g in largest and (n or g == "*")}
 
 
 def _moments(config: Config) -> list[str]:
@@ -125,8 +175,13 @@ def divided(config: Config) -> Iterator[Change]:
 
 def offloaded(config: Config) -> Iterator[Change]:
     """State in the memory of the host."""
-    if config.placement.offload is None and config.placement.parallel == "jit":
-        yield Change({"placement.offload": "*"})
+    if config.placement.offload is not None or config.placement.parallel != "jit":
+        return
+    yield Change({"placement.offload": "*"})
+    for glob in groups_of(config):
+        if glob != "*":
+            parts = (f"*{part.strip().strip('*')}*" for part in glob.split("|"))
+            yield Change({"placement.offload": "|".join(parts)})
 
 
 def micro_batches(config: Config) -> Iterator[Change]:
@@ -143,7 +198,10 @@ def micro_batches(config: Config) -> Iterator[Change]:
 
 def remats(config: Config) -> Iterator[Change]:
     """Layers computed again in the backward pass."""
-    if getattr(config.model, "remat", True) is not True:
+    now = getattr(config.model, "remat", True)
+    if now is False:
+        yield Change({"model.remat": "dots"})
+    if now is not True:
         yield Change({"model.remat": True})
 
 
@@ -198,5 +256,6 @@ def serial(plan: Plan) -> float | None:
 def _yaml(value: Any) -> str:
     """A value as a file has it, in one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
-    return {"*": '"*"', "None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    text = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    return text if re.fullmatch(r"[\w.+-]+", text) else f'"{text}"'

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from .._errors import message
 from .._tables import Table, size
 from ..config import Config, build
 from ..gradient_norm import watched
+from ..hlo.collectives import Collectives
 from ..models import make_model
 from ..placement.shardings import abstract_state
 from ..plan import Plan, collectives
@@ -28,17 +30,23 @@ _TOPOLOGIES = {  # devices -> topology, as libtpu names them
     "tpu7x": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16",
 }
 _CORES = {"tpu7x": 2}  # devices of a chip
-_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+# a sum of which each device keeps a part can be either of two, as can an exchange of parts
+_EITHER = {
+    "gathers": ("all-gather",),
+    "reductions": ("reduce-scatter", "all-reduce"),
+    "exchanges": ("all-to-all", "collective-permute"),
+}
 
 
 class Compared(NamedTuple):
     """One quantity as it is planned and as the compiler has it.
 
     Attributes:
-      what: "arguments", "peak", or a kind of collectives.
+      what: "arguments", "peak", a kind of collectives, or kinds that a compiler can take for each other.
       planned: bytes on one device; of collectives, in one step.
       compiled: likewise.
-      where: of compiled collectives, how many there are and how many of them in loops.
+      where: of collectives, how many arrays they send as planned and as compiled; of a kind, how many
+        there are in the compiled step, and how many of them in loops.
       why: where the two part, why they do.
     """
 
@@ -131,14 +139,30 @@ def compared(plan: Plan, step: Any) -> Comparison:
         Compared("peak", plan.device_bytes, memory.peak_memory_in_bytes, "", ""),
     ]
     loops = found.inside_loops()
-    for kind in _KINDS:
-        planned, compiled = plan.collectives.bytes(kind), found.bytes(kind)
-        if planned or compiled:
+    for name, kinds in _EITHER.items():
+        some = [k for k in kinds if plan.collectives.bytes(k) or found.bytes(k)]
+        for kind in some:
             where = f"{found.count(kind)}, {loops.count(kind)} in loops"
-            rows.append(Compared(kind, planned, compiled, where, _why(kind, planned, compiled)))
+            rows.append(_sent(kind, (kind,), plan, found, where, _why))
+        if len(some) > 1:
+            arrays = [sum(of(k) for k in kinds) for of in (plan.collectives.count, found.arrays)]
+            rows.append(_sent(name, kinds, plan, found, f"{arrays[0]} planned, {arrays[1]} compiled", None))
     both = plan.collectives.bytes(), found.bytes()
     rows.append(Compared("all collectives", *both, "", ""))
     return Comparison(rows)
+
+
+def _sent(
+    what: str,
+    kinds: Sequence[str],
+    plan: Plan,
+    found: Collectives,
+    where: str,
+    why: Callable[..., str] | None,
+) -> Compared:
+    """A row of collectives."""
+    planned, compiled = (sum(of(kind) for kind in kinds) for of in (plan.collectives.bytes, found.bytes))
+    return Compared(what, planned, compiled, where, why(what, planned, compiled) if why else "")
 
 
 def _why(kind: str, planned: int, compiled: int) -> str:
@@ -146,7 +170,7 @@ def _why(kind: str, planned: int, compiled: int) -> str:
     if abs(compiled - planned) <= 0.1 * max(planned, compiled) or max(planned, compiled) < 2**20:
         return ""
     if kind == "collective-permute":
-        return "products that run while an operand is sent part by part, in place of gathers and scatters"
+        return "exchanges, and products that run while an operand is sent part by part"
     if kind == "reduce-scatter" and compiled < planned:
         return "as all-reduces of which each device keeps its part, or as permutes"
     if kind == "all-reduce" and compiled > planned:

@@ -48,14 +48,26 @@ class Execution(Protocol):
 
 def make_execution(config: Config, model: Model, rule: Rule, mesh: Mesh) -> Execution:
     """The execution that `placement.parallel` names."""
-    return {"jit": JitExecution, "pmap": PmapExecution}[config.placement.parallel](config, model, rule, mesh)
+    if config.placement.parallel == "pmap":
+        return PmapExecution(config, model, rule, mesh)
+    return JitExecution(config, model, rule, mesh, fused=mesh.devices.flat[0].platform == "gpu")
 
 
 class JitExecution:
-    """jit over a mesh with Auto axes; batches are divided over the data axis."""
+    """jit over a mesh with Auto axes; batches are divided over the data axis.
 
-    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh | AbstractMesh):
-        self._config, self._model, self.rule, self._mesh = config, model, rule, mesh
+    Args:
+      config: of the run.
+      model: its model.
+      rule: with its wrappers.
+      mesh: the devices.
+      fused: is attention one kernel, where the devices have it? No plan sees into one.
+    """
+
+    def __init__(
+        self, config: Config, model: Model, rule: Rule, mesh: Mesh | AbstractMesh, *, fused: bool = False
+    ):
+        self._config, self._model, self.rule, self._mesh, self._fused = config, model, rule, mesh, fused
         self.params = placed_params(config, model, mesh)
         self._step: Any = None  # made by `init`, which knows where results belong
 
@@ -66,7 +78,11 @@ class JitExecution:
         Raises:
           RunError: the model has none.
         """
-        return loss_of(self._model, OnMesh(self._mesh, (self._config.placement.data_axis,), self.params))
+        return self._objective((self._config.placement.data_axis,))
+
+    def _objective(self, data: tuple[str, ...]) -> Objective:
+        fused = self._fused and bool(data)  # a kernel that JAX divides itself, not inside mapped axes
+        return loss_of(self._model, OnMesh(self._mesh, data, self.params, fused=fused))
 
     @functools.cached_property
     def gradient(self) -> Gradient:
@@ -95,7 +111,7 @@ class JitExecution:
         """The gradient of a batch in micro-batches, reduced for each of them or once."""
         placement, mesh = self._config.placement, self._mesh
         if self._config.train.accumulation == "deferred":
-            own = loss_of(self._model, OnMesh(mesh, (), self.params))
+            own = self._objective(())
             axis = placement.data_axis
             local = functools.partial(mean_gradient, own)
             return reduced_once(local, mesh, axis, PartitionSpec(None, axis))

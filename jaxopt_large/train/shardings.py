@@ -116,10 +116,13 @@ class OnMesh(Place):
       mesh: the mesh.
       data: axes that divide batches; none where each device's part of the mesh is on its own.
       params: shapes with shardings.
+      fused: can attention be one kernel there?
     """
 
-    def __init__(self, mesh: Mesh | AbstractMesh, data: tuple[str, ...], params: Params):
-        self._mesh, self._data = mesh, data
+    def __init__(
+        self, mesh: Mesh | AbstractMesh, data: tuple[str, ...], params: Params, *, fused: bool = False
+    ):
+        self._mesh, self._data, self.fused = mesh, data, fused
         leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
         self._specs = {path: entries(x.sharding.spec, x.ndim) for path, x in leaves}
         used = {name for spec in self._specs.values() for names in spec for name in names}

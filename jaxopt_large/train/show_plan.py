@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from rich.console import Console
 
 from .._errors import message
 from ..config import Config, load, to_yaml
@@ -13,6 +14,7 @@ from ..plan import Plan, beside, picture
 from . import budget, choices
 from ._errors import RunError, RunWriteError
 from .compiled import compared, compiled_step, topology_of
+from .plan_table import show
 from .planning import plan_of
 from .user_model import plan_of_model, user_model
 
@@ -75,7 +77,10 @@ def show_plan(path: str, asked: Asked, say: Say) -> int:
     _draw(found, config.name, asked)
     if asked.compare:
         return _compared(config, found, asked, overrides, say)
-    say(found.to_json() if asked.json else found)
+    if asked.json:
+        say(found.to_json())
+    else:
+        show(found, Console())
     if asked.compile:
         return max(0 if found.fits else 1, _compiled(config, found, asked, say))
     return 0 if found.fits else 1

@@ -1,11 +1,14 @@
 """The decoder beside its equations in NumPy, and in blocks beside all at once."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxopt_large.models import _attention
+from jaxopt_large.models._place import ANYWHERE
 from jaxopt_large.models.transformer import transformer
 
 _SHAPE = {"vocabulary": 40, "layers": 2, "width": 32, "heads": 4}
@@ -116,3 +119,31 @@ def test_blocks_cover_all_positions(length):
 def test_heads_that_do_not_divide(settings):
     with pytest.raises(ValueError, match=r"transformer: width 32, heads . and kv_heads .* do not divide"):
         transformer(**{**_SHAPE, **settings})
+
+
+class _Fused(type(ANYWHERE)):
+    fused = True
+
+
+def _text(dtype, **lowering):
+    """The gradient of a loss whose place has fused attention."""
+    model = transformer(vocabulary=40, layers=2, width=128, heads=4, kv_heads=2, dtype=dtype, remat=True)
+    batch = {"tokens": jax.ShapeDtypeStruct((2, 513), jnp.int32)}
+    run = jax.jit(jax.grad(lambda params, batch: model.loss(params, batch, _Fused())))
+    return run.trace(model.abstract(), batch).lower(**lowering).as_text()
+
+
+def test_attention_is_cudnns_kernel_where_there_is_one(monkeypatch):
+    """As far as a machine without a GPU can tell: the program for one calls it, forward and backward."""
+    fused_attention = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
+    monkeypatch.setattr(fused_attention, "cuda_versions", versions, raising=False)
+    text = _text("bfloat16", lowering_platforms=("cuda",))
+    assert "fmhaSoftmax" in text
+    assert "fmhaSoftmaxBackward" in text
+    assert "fmha" not in _text("float32", lowering_platforms=("cuda",))  # in 16 bits only
+
+
+def test_attention_is_in_blocks_where_there_is_none():
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own derivative of attention in bfloat16 asks for it
+        assert "fmha" not in _text("bfloat16")

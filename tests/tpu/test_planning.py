@@ -25,13 +25,26 @@ from ..train.runs import CONFIGS
 pytestmark = pytest.mark.tpu_compile
 _MODEL = "model={kind: transformer, layers: 4, width: 1024, heads: 8, vocabulary: 8192, dtype: bfloat16, remat: true}"
 _ZERO = [_MODEL, "data={kind: text, context: 1024}", "train.batch=64", "placement.mesh={data: 16}"]
+_FOUR = ["train.batch=128", "train.accumulate=4"]
+_FSDP = [*_ZERO, "placement.fsdp=data", "placement.layers=layers/*"]
 _BOTH = [
-    *_ZERO,
+    *_FSDP,
     "placement.mesh={data: 4, model: 4}",
-    "placement.fsdp=data",
-    "placement.layers=layers/*",
-    'placement.params={"*qkv": [null, null, null, model], "*up": [null, null, model], "*out|*down": [null, model]}',
+    'placement.params={"*qkv": [null, null, null, model], "*up": [null, null, model], '
+    '"*out|*down": [null, model], embed: [model], head: [null, model]}',
 ]
+_RUNS = {
+    "ZeRO-1": ("stdlib_gpt", _ZERO),
+    "ZeRO-2": ("stdlib_gpt", [*_ZERO, *_FOUR]),
+    "deferred": ("stdlib_gpt", [*_ZERO, *_FOUR, "train.accumulation=deferred"]),
+    "FSDP": ("stdlib_gpt", _FSDP),
+    "FSDP x TP": ("stdlib_gpt", _BOTH),
+    "Muon": ("stdlib_gpt_muon", _ZERO),
+    "Muon, FSDP x TP": ("stdlib_gpt_muon", _BOTH),
+}
+# a sum of which each device keeps a part can be a reduce-scatter or an all-reduce, a transposition an
+# all-to-all or permutes: which, no plan can tell
+_EITHER = [("all-gather",), ("reduce-scatter", "all-reduce"), ("all-to-all", "collective-permute")]
 
 
 def _step(config):
@@ -39,37 +52,43 @@ def _step(config):
         return compiled_step(config, "v5e:4x4")
 
 
+@pytest.mark.parametrize("name", _RUNS)
+def test_a_run_on_16_v5e(name):
+    """The peak within 10 %; what is sent by kind, count and bytes."""
+    file, overrides = _RUNS[name]
+    config = jl.load(CONFIGS / f"{file}.yaml", overrides)
+    plan, step = plan_of(config, chip="v5e"), _step(config)
+    peak, sent, both = compared(plan, step).of("peak"), jl.plan.collectives(step), "x" in name
+    # of so small a model the compiler frees one layer's hidden values earlier than planned: 40 of 235 MiB
+    assert peak.planned == pytest.approx(peak.compiled, rel=0.18 if name == "FSDP" else 0.1)
+    for kinds in _EITHER:
+        planned = [sum(of(kind) for kind in kinds) for of in (plan.collectives.count, plan.collectives.bytes)]
+        compiled = [sum(of(kind) for kind in kinds) for of in (sent.arrays, sent.bytes)]
+        is_reduced = "all-reduce" in kinds
+        # the odd one: maxima and sums of the loss go out together
+        assert planned[0] == pytest.approx(compiled[0], abs=both and is_reduced)
+        assert planned[1] == pytest.approx(compiled[1], abs=2**17 if both and is_reduced else 2**14)
+
+
 @pytest.mark.parametrize(
-    ("overrides", "kinds"),
+    ("name", "overrides", "share"),
     [
-        (_ZERO, ("all-gather",)),
-        (_BOTH, ()),
+        ("ZeRO-1", ["model.remat=false"], 0.5),
+        ("ZeRO-1", [], 0.85),
+        ("ZeRO-1", ["placement.zero=null"], 0.6),
+        ("ZeRO-2", ["train.accumulate=2"], 0.8),
+        ("FSDP x TP", ["model.remat=false"], 0.4),
+        ("Muon", [], 0.85),
     ],
-    ids=["ZeRO-1", "FSDP x TP"],
 )
-def test_a_run_on_16_v5e(overrides, kinds):
-    """What is sent within 12 %, whatever it is sent as, gathers to the byte; the peak not more than planned.
-
-    Of so small a model the compiler runs what is planned one after another together: the plan is up to a third
-    above it. Of large ones it is within 5 % (benchmarks/results/runs.json).
-    """
-    config = jl.load(CONFIGS / "stdlib_gpt.yaml", overrides)
-    plan = plan_of(config, chip="v5e")
-    found = compared(plan, _step(config))
-    peak, sent = found.of("peak"), found.of("all collectives")
-    assert peak.planned / 1.35 < peak.compiled < peak.planned * 1.05
-    assert sent.compiled == pytest.approx(sent.planned, rel=0.12)
-    for kind in kinds:
-        assert found.of(kind).compiled == pytest.approx(found.of(kind).planned, abs=2**14)
-
-
-@pytest.mark.parametrize("share", [0.5])
-def test_a_budget_is_never_refused(share):
+def test_a_budget_is_never_refused(name, overrides, share):
     """What the choice takes stays below the budget by the compiler's account too."""
-    config = jl.load(CONFIGS / "stdlib_gpt.yaml", [x.replace("remat: true", "remat: false") for x in _ZERO])
+    file, others = _RUNS[name]
+    config = jl.load(CONFIGS / f"{file}.yaml", [*others, *overrides])
     budget = int(plan_of(config, chip="v5e").device_bytes * share)
     choice = budgets.within(config, budget, chip="v5e")
     assert choice.config is not None
+    assert choice.changes
     assert _step(choice.config).memory_analysis().peak_memory_in_bytes <= budget
 
 

@@ -123,6 +123,90 @@ def test_a_backward_pass_keeps_what_the_forward_pass_made():
     ]
 
 
+def test_what_a_loop_makes_of_its_constants_is_made_before_it():
+    def blocks(x, w):
+        def one(total, part):
+            whole = _on(w.astype(jnp.bfloat16), None, None)
+            return total + jnp.sum(part.astype(jnp.bfloat16) @ whole), None
+
+        return jax.lax.scan(one, 0.0, x)[0]
+
+    found = _costs(blocks, ((5, 64, 16), _F32, P(None, "data")), ((16, 32), _F32, P("data")))
+    gathers = [s for s in found.sent if s.kind == "all-gather"]
+    assert [(s.bytes, s.rounds, s.loops) for s in gathers] == [(16 * 32 * 2, 1, 0)]
+    assert found.alive >= 16 * 32 * 2  # and held until the loop ends
+
+
+def test_what_is_taken_in_a_narrower_dtype_is_sent_in_it():
+    def product(x, w):
+        return x @ _on(w, None, None).astype(jnp.bfloat16)
+
+    found = _costs(product, ((64, 16), jnp.bfloat16, P("data")), ((16, 32), _F32, P("data")))
+    assert _sent(found) == [("all-gather", ("data",), 16 * 32 * 2, 1)]
+
+    def both(x, w):
+        whole = _on(w, None, None)
+        return x @ whole.astype(jnp.bfloat16), whole
+
+    found = _costs(both, ((64, 16), jnp.bfloat16, P("data")), ((16, 32), _F32, P("data")))
+    assert _sent(found) == [("all-gather", ("data",), 16 * 32 * 4, 1)]
+
+
+@pytest.mark.parametrize("scatters", [True, False])
+def test_what_a_loop_adds_up_is_summed_after_it(scatters):
+    """The gradient of a head, over blocks of positions; compilers for CPUs sum in the loop."""
+
+    def loss(w, x):
+        return jax.lax.scan(lambda total, part: (total + jnp.sum(jnp.sin(part @ w)), None), 0.0, x)[0]
+
+    given = ((16, 32), _F32, P()), ((5, 64, 16), _F32, P(None, "data"))
+    found = _costs(jax.grad(loss), *given, wanted=[(("data",), ())], scatters=scatters)
+    sums = [(s.kind, s.bytes, s.rounds) for s in found.sent if s.bytes > 4]
+    size = 16 * 32 * 4
+    assert sums == ([("reduce-scatter", size, 1)] if scatters else [("all-reduce", size, 5)])
+
+
+def test_a_part_that_is_written_into_zeros_stays_owed():
+    def parts(x, w):
+        return jax.lax.dynamic_update_slice(jnp.zeros((8, 64)), x @ w, (0, 0))
+
+    found = _costs(parts, ((8, 16), _F32, P(None, "model")), ((16, 32), _F32, P("model")))
+    assert _sent(found) == [("all-reduce", ("model",), 8 * 64 * 4, 1)]
+
+
+def test_of_two_operands_that_is_gathered_which_leaves_the_result_as_it_is_wanted():
+    """The smaller one is the weight; but then the result would have to be exchanged."""
+
+    def hidden(x, w):
+        return _on(x @ w, None, "model")
+
+    found = _costs(hidden, ((64, 16), _F32, P("model")), ((16, 32), _F32, P(None, "model")))
+    assert _sent(found) == [("all-gather", ("model",), 64 * 16 * 4, 1)]
+
+
+def test_fast_memory_holds_what_lives_shortly():
+    n = 2**10
+
+    def chain(x, w):
+        for _ in range(4):
+            x = jnp.tanh(x @ w)
+        return x
+
+    given = ((n, n), _F32, P()), ((n, n), _F32, P())
+    whole = _costs(chain, *given).alive
+    assert _costs(chain, *given, fast=4 * n * n).alive == whole - 4 * n * n
+    assert _costs(chain, *given, fast=4 * n * n - 1).alive == whole  # no array fits
+
+
+def test_results_in_the_place_of_inputs_cost_nothing():
+    def product(x, w):
+        return (x @ w) @ w
+
+    given = ((64, 64), _F32, P()), ((64, 64), _F32, P())
+    assert _costs(product, *given).alive == 2 * 64 * 64 * 4
+    assert _costs(product, *given, donated=True).alive == 64 * 64 * 4
+
+
 def test_mapped_axes():
     def inside(x):
         return jax.lax.psum(x, "data"), jax.lax.all_to_all(x, "data", 0, 0, tiled=True)

@@ -62,7 +62,7 @@ def test_arrays_are_not_made(module):
 
 
 def test_a_loss_and_a_batch(module):
-    found = plan_of_model(_config(), user_model(f"{module}:whole"), chip="v5e")
+    found = plan_of_model(_config(), user_model(f"{module}:whole"))
     assert found.has_model
     rows = 4096 // 8  # of each device
     assert found.flops >= 2 * 2 * rows * 1024 * 512  # of the product and its weight's gradient
