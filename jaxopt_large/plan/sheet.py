@@ -19,7 +19,8 @@ class PlanRow(NamedTuple):
 
     Attributes:
       part: "parameters", "gradients", "accumulators", "state", and of a model "activations", what the forward
-        pass keeps for the backward pass, and "temporaries", what a step needs besides.
+        pass keeps for the backward pass, and "temporaries", what a step needs besides, both without what a
+        chip's fast memory holds.
       field: of the state, "adam mu", and "counters" for the numbers that all parameters share; "-" of the
         others.
       dtype: or the name of the format, whose scales count; "-" of several.

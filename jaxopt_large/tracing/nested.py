@@ -151,7 +151,8 @@ class Nested(Rules):
         carry = [x._replace(free=False) for x in carry]
         made, alive = once(carry)
         for k in owing:  # added up in the loop, and summed over devices right after it
-            goal = carry[k].dims if demands[k] is None else with_axes(carry[k], demands[k])
+            demand = demands[k]
+            goal = carry[k].dims if demand is None else with_axes(carry[k], demand)
             x = self.moved(carry[k], goal, avals[n + k], rounds, loops)
             carry[k] = self.settled(x, avals[n + k], rounds, loops)
         return [*carry, *(Layout(((), *y.dims)) for y in made[kept:])], alive

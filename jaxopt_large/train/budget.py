@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from .._errors import message
 from .._tables import size, table
 from ..config import Config, changed
-from ..plan import Plan
+from ..plan import CHIPS, Chip, Plan
 from ._errors import RunError
 from .choices import (
     Change,
@@ -24,11 +24,10 @@ from .choices import (
 )
 from .planning import plan_of
 
-# of a budget that is left: plans of 8 GiB and more have been up to 5 % below the TPU compiler's peak (one of
-# 2.3 GiB 17 %: benchmarks/results/runs.json)
+# of a budget that is left: plans are up to 9 % below the TPU compiler's peak (benchmarks/results/runs.json)
 MARGIN = 0.1
 NEARLY = 1e-3  # of the cost: what differs by less is not worth more words in a file
-_NOMINAL = "v5e"  # whose speeds count where no chip is named
+NOMINAL = CHIPS["v5e"]._replace(fast=0)  # whose speeds count where no chip is named
 
 
 class Choice(NamedTuple):
@@ -76,7 +75,7 @@ class Choice(NamedTuple):
         }
 
 
-def within(config: Config, budget: int, *, chip: str | None = None) -> Choice:
+def within(config: Config, budget: int, *, chip: str | Chip | None = None) -> Choice:
     """The configuration that fits a budget of bytes on each device and costs least.
 
     One that fits as it is stays so. Else formats of moments, what is divided over the data axis, offloading,
@@ -89,7 +88,7 @@ def within(config: Config, budget: int, *, chip: str | None = None) -> Choice:
       ValueError: the parameters alone take more than the budget, however they are divided.
       RunError: the model has no loss, so that its activations are not known.
     """
-    chip = chip or _NOMINAL
+    chip = chip or NOMINAL
     now = plan_of(config, chip=chip)
     if not now.has_model:
         wrong = "--budget needs activations, which are known of models with a loss, under parallel: jit"
@@ -158,7 +157,7 @@ def _states(config: Config) -> Iterator[_State]:
             )
 
 
-def _works(config: Config, chip: str | None) -> Iterator[_Work]:
+def _works(config: Config, chip: str | Chip | None) -> Iterator[_Work]:
     for place in _placements(config):
         if place is not None and "placement.offload" in place.values:
             continue  # the same work
@@ -197,7 +196,9 @@ def _best(pairs: Iterable[tuple[_State, _Work]], budget: int) -> tuple[_State, _
     return fitting[min(near, key=words)] if near else None
 
 
-def _reasons(config: Config, changes: tuple[Change, ...], chip: str | None, made: Plan) -> tuple[str, ...]:
+def _reasons(
+    config: Config, changes: tuple[Change, ...], chip: str | Chip | None, made: Plan
+) -> tuple[str, ...]:
     """What each change saves beside the others."""
     found = []
     for change in changes:

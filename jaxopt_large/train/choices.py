@@ -13,7 +13,7 @@ from .._tables import size
 from ..config import Config, build, changed
 from ..config import abstract_mesh_of as mesh_of
 from ..models import make_model
-from ..plan import Plan, duration
+from ..plan import Chip, Plan, duration
 from ..plan import plan as plan_rule
 from .planning import plan_of
 from .shardings import placed_params
@@ -81,7 +81,7 @@ class Alternative(NamedTuple):
         return self._asdict()
 
 
-def alternatives(config: Config, plan: Plan, *, chip: str | None) -> list[Alternative]:
+def alternatives(config: Config, plan: Plan, *, chip: str | Chip | None) -> list[Alternative]:
     """The cheaper configurations that differ in one line: those that save most, the fastest first."""
     found = []
     exact, everything = itertools.islice(formats(config), 1), itertools.islice(offloaded(config), 1)
@@ -230,7 +230,7 @@ def with_changes(config: Config, changes: Iterable[Change]) -> Config | None:
         return None
 
 
-def planned_with(config: Config, changes: Iterable[Change], chip: str | None) -> Plan | None:
+def planned_with(config: Config, changes: Iterable[Change], chip: str | Chip | None) -> Plan | None:
     """The plan of a configuration with changes; None where placement refuses them."""
     new = with_changes(config, changes)
     try:

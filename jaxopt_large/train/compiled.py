@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from .._errors import message
 from .._tables import Table, size
 from ..config import Config, build
 from ..gradient_norm import watched
-from ..hlo.collectives import Collectives
+from ..hlo.collectives import Collective, Collectives
 from ..models import make_model
 from ..placement.shardings import abstract_state
 from ..plan import Plan, collectives
@@ -36,6 +35,7 @@ _EITHER = {
     "reductions": ("reduce-scatter", "all-reduce"),
     "exchanges": ("all-to-all", "collective-permute"),
 }
+_PRODUCT = "dot_general"  # permutes that have a product's name add up its parts while it runs
 
 
 class Compared(NamedTuple):
@@ -142,27 +142,24 @@ def compared(plan: Plan, step: Any) -> Comparison:
     for name, kinds in _EITHER.items():
         some = [k for k in kinds if plan.collectives.bytes(k) or found.bytes(k)]
         for kind in some:
+            planned, compiled = plan.collectives.bytes(kind), found.bytes(kind)
             where = f"{found.count(kind)}, {loops.count(kind)} in loops"
-            rows.append(_sent(kind, (kind,), plan, found, where, _why))
+            rows.append(Compared(kind, planned, compiled, where, _why(kind, planned, compiled)))
+        ours = Collectives(c for c in found if _family(c) == name)
         if len(some) > 1:
-            arrays = [sum(of(k) for k in kinds) for of in (plan.collectives.count, found.arrays)]
-            rows.append(_sent(name, kinds, plan, found, f"{arrays[0]} planned, {arrays[1]} compiled", None))
+            count = sum(plan.collectives.count(kind) for kind in kinds)
+            where = f"{count} planned, {sum(c.arrays for c in ours)} compiled"
+            rows.append(Compared(name, sum(map(plan.collectives.bytes, kinds)), ours.bytes(), where, ""))
     both = plan.collectives.bytes(), found.bytes()
     rows.append(Compared("all collectives", *both, "", ""))
     return Comparison(rows)
 
 
-def _sent(
-    what: str,
-    kinds: Sequence[str],
-    plan: Plan,
-    found: Collectives,
-    where: str,
-    why: Callable[..., str] | None,
-) -> Compared:
-    """A row of collectives."""
-    planned, compiled = (sum(of(kind) for kind in kinds) for of in (plan.collectives.bytes, found.bytes))
-    return Compared(what, planned, compiled, where, why(what, planned, compiled) if why else "")
+def _family(c: Collective) -> str:
+    """What a collective does, whatever it is."""
+    if c.kind == "collective-permute" and _PRODUCT in c.name:
+        return "reductions"
+    return next((name for name, kinds in _EITHER.items() if c.kind in kinds), "")
 
 
 def _why(kind: str, planned: int, compiled: int) -> str:

@@ -23,18 +23,18 @@ def show(plan: Plan, console: Console) -> None:
 
 def rendered(plan: Plan, *, bars: bool = True) -> Group:
     """What rich prints of a plan, with or without bars beside its first table."""
-    first, *rest = plan.parts()
     whole = plan.chip.memory if plan.chip is not None else plan.device_bytes
     shares = [row.device_bytes / max(whole, 1) for row in plan] + [plan.device_bytes / max(whole, 1)]
     color = "green" if plan.fits else "red"
-    found: list[Table | Text] = [_table(first, [_bar(share) for share in shares] if bars else None, color)]
-    for part in rest:
+    found: list[Table | Text] = []
+    for part in plan.parts():
         if isinstance(part, Columns):
-            found += [Text(), _table(part)]
-            continue
-        lines = part.splitlines()  # the first says whether it fits
-        found += [Text(), Text(lines[0], style=f"bold {color}"), *map(Text, lines[1:])]
-    return Group(*found)
+            beside = [_bar(share) for share in shares] if bars and not found else None
+            found += [_table(part, beside, color), Text()]
+        else:
+            verdict, *rest = part.splitlines()
+            found += [Text(verdict, style=f"bold {color}"), *map(Text, rest), Text()]
+    return Group(*found[:-1])
 
 
 def _table(part: Columns, bars: list[str] | None = None, color: str = "") -> Table:

@@ -10,18 +10,18 @@ from .._errors import Problems
 from .._partition import all_names
 from ..config import Config, MlpModel, abstract_mesh_of, build, mesh_of
 from ..models import make_model
-from ..plan import Plan
+from ..plan import Chip, Plan
 from ..plan.memory import Work, planned
 from ._errors import RunError
 from .execution import JitExecution
 
 
-def plan_of(config: Config, *, chip: str | None = None) -> Plan:
+def plan_of(config: Config, *, chip: str | Chip | None = None) -> Plan:
     """What each device of a run holds of parameters, gradients and state; nothing is allocated.
 
     Args:
       config: from `load`.
-      chip: a name in `jl.plan.CHIPS`; by default the devices that are here, if there are enough.
+      chip: one of `jl.plan.CHIPS`, or its name; by default the devices that are here, if there are enough.
 
     Raises:
       RunError: a spec of the configuration does not fit the model.

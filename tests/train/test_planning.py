@@ -1,8 +1,12 @@
 """The plan of a configuration: what its run holds, and what the command says of it."""
 
+import io
+import re
+
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import jaxopt_large as jl
 from jaxopt_large import cli
@@ -11,6 +15,7 @@ from jaxopt_large.gradient_norm import watched
 from jaxopt_large.models import make_model
 from jaxopt_large.train import plan_of
 from jaxopt_large.train.execution import JitExecution, make_execution
+from jaxopt_large.train.plan_table import show
 from jaxopt_large.train.planning import abstract_batch
 
 from ..test_plan_memory import held
@@ -108,3 +113,26 @@ def test_the_readme_shows_what_the_command_says(capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", str(CONFIGS / "gpt3_175b_v5e.yaml"), "--chip", "v5e"])
     assert capsys.readouterr().out.strip() == shown.strip()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_has_colors_and_bars(width):
+    """The words are those of the text; a wide terminal has room for bars."""
+    plan = plan_of(jl.load(CONFIGS / "gpt2_124m.yaml"), chip="v5e")
+    shown = io.StringIO()
+    show(plan, Console(file=shown, width=width, force_terminal=True, color_system="standard"))
+    text = shown.getvalue()
+    assert ("█" in text) == (width == 120)
+    assert "\x1b[1;32m8 devices, v5e of 15.75 GiB" in text
+    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= width for line in text.splitlines())
+    words = set(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    assert words >= {w for w in str(plan).split() if not set(w) <= {"-"}}
+
+    plain = io.StringIO()
+    show(plan, Console(file=plain, width=width))
+    assert plain.getvalue() == f"{plan}\n"
+
+
+def test_no_plan_is_no_picture():
+    with pytest.raises(ValueError, match="there is no plan to draw"):
+        jl.plan.picture.page({})
