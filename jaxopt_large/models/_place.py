@@ -12,7 +12,7 @@ class Place(Protocol):
       fused: can attention be one kernel there?
     """
 
-    fused: bool
+    fused: bool = False
 
     def activation(self, x: Array, *dimensions: str | None) -> Array:
         """An activation, in its place.
@@ -32,10 +32,8 @@ class Place(Protocol):
         """
 
 
-class Anywhere:
+class Anywhere(Place):
     """Says nothing: one device, or a compiler that decides."""
-
-    fused = False
 
     def activation(self, x: Array, *dimensions: str | None) -> Array:
         del dimensions
