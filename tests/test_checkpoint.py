@@ -224,7 +224,7 @@ def test_a_newer_format_is_refused(saved, tmp_path):
     from jaxopt_large.checkpoint._manifest import read_manifest, seal
 
     seal(path / "manifest.json", {**read_manifest(path), "version": 99})
-    with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 2"):
+    with pytest.raises(jl.CheckpointError, match=r"of another format, got .* version 99; .* up to version 3"):
         jl.restore(path, tree)
 
 

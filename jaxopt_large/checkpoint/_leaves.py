@@ -1,7 +1,7 @@
 """Leaves as they stand on disk: what orbax does not hold is kept as unsigned integers, bit for bit."""
 
-import contextlib
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from .._errors import Problems, message
 from .._paths import leaf_paths
 from ._checksums import is_small, on_device
 from ._manifest import CheckpointError
-from ._orbax import orbax, with_one_error
+from ._orbax import checkpointer, restore_arguments, save_arguments, with_one_error
 
 # less than a byte -> its bits
 _NARROW = {
@@ -137,17 +137,21 @@ def from_disk(x: Array, like: Any) -> Any:
     return value if isinstance(like, np.ndarray) else type(like)(value.item())
 
 
-def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(folder: Path, arrays: dict[str, Any], *, in_thread: bool = False) -> None:
     """Writes arrays with orbax, which takes no empty ones.
+
+    Args:
+      folder: to make.
+      arrays: by name.
+      in_thread: is it done beside a training step?
 
     Raises:
       OSError: the system refused.
     """
 
     def write() -> None:
-        ocp = orbax()
-        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
-            checkpointer.save(folder, args=ocp.args.StandardSave(arrays))
+        with checkpointer(_largest(arrays), in_thread=in_thread) as writer:
+            writer.save(folder, args=save_arguments(arrays))
 
     with_one_error(write)
 
@@ -168,9 +172,8 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
     }
 
     def read() -> dict[str, Any]:
-        ocp = orbax()
-        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
-            return dict(checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted)))
+        with checkpointer(_largest(targets)) as reader:
+            return dict(reader.restore(folder, args=restore_arguments(wanted)))
 
     try:
         return with_one_error(read)
@@ -182,6 +185,10 @@ def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[
                 do="Restore an earlier one",
             )
         ) from error
+
+
+def _largest(arrays: Mapping[str, Any]) -> int:
+    return max((x.size * x.dtype.itemsize for x in arrays.values()), default=0)
 
 
 def placed(arrays: dict[str, Any], targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

@@ -1,17 +1,26 @@
 """orbax, kept to one error: beside the first it prints a traceback for every thread and write that fails."""
 
+import contextlib
 import gc
+import inspect
 import logging
+import math
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
+
+import jax
 
 from .._writing import number_of
 
+_AT_ONCE = 2**27  # bytes that are on their way to a disk or from it
+_FILE = 2**26  # bytes of a file, up to which what is to be written waits in memory
+_CHUNKS = 32  # of a device's share
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**20, 2**24  # bytes; of smaller ones orbax warns
 _QUIET = 0.2  # seconds without a late failure after which none is under way
 _LOGGERS = ("absl", "asyncio")
 _T = TypeVar("_T")
@@ -22,6 +31,51 @@ def orbax() -> Any:
     import orbax.checkpoint as ocp
 
     return ocp
+
+
+def checkpointer(largest: int, *, in_thread: bool = False) -> Any:
+    """orbax's for arrays of some tree; to be closed.
+
+    What is read and written at a time is bounded, and written as it is: compression takes longer than a disk
+    does, and saves a twelfth of what moments take.
+
+    Args:
+      largest: bytes of the largest array.
+      in_thread: beside a training step? Then processes wait for each other without the devices.
+    """
+    ocp = orbax()
+    options: dict[str, Any] = {}
+    if in_thread and jax.process_count() > 1:
+        everyone = set(range(jax.process_count()))
+        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(active_processes=everyone)
+    make = ocp.PyTreeCheckpointHandler
+    if "use_compression" in inspect.signature(make).parameters:
+        options["use_compression"] = False
+    at_once = (max(largest + largest // 8, _AT_ONCE)) / 1e9
+    handler = make(save_concurrent_gb=at_once, restore_concurrent_gb=at_once, **options)
+    more = {k: v for k, v in options.items() if k == "multiprocessing_options"}
+    return contextlib.closing(ocp.Checkpointer(handler, **more))
+
+
+def save_arguments(arrays: Mapping[str, Any]) -> Any:
+    """What orbax is told to save."""
+    ocp = orbax()
+    each = {name: ocp.SaveArgs(chunk_byte_size=_chunk(x)) for name, x in arrays.items()}
+    return ocp.args.PyTreeSave(dict(arrays), save_args=each, ocdbt_target_data_file_size=_FILE)
+
+
+def restore_arguments(targets: Mapping[str, Any]) -> Any:
+    """What orbax is told to restore: arrays for shapes, NumPy's for NumPy's."""
+    ocp = orbax()
+    each = ocp.checkpoint_utils.construct_restore_args(dict(targets))
+    return ocp.args.PyTreeRestore(dict(targets), restore_args=each)
+
+
+def _chunk(x: Any) -> int | None:
+    """Bytes that are read together: a small part of what a device has, whose neighbors may go elsewhere."""
+    shape = x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape
+    share = math.prod(shape) * x.dtype.itemsize
+    return max(min(share // _CHUNKS, _LARGEST_CHUNK), _SMALLEST_CHUNK) if share > _SMALLEST_CHUNK else None
 
 
 def with_one_error(function: Callable[[], _T]) -> _T:

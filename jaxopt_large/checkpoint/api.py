@@ -1,16 +1,15 @@
 """Checkpoints that say so when they are damaged.
 
 A checkpoint is a folder: the arrays as orbax writes them, and a manifest with each array's path,
-shape, dtype and checksum, and each file's size and CRC. It is written aside and takes its name in one
-rename, so that a folder of that name is always whole. Arrays are written in their logical shape: nothing in a
-checkpoint depends on the devices that held it, and the checksum of a sharded array is that of the array.
+shape, dtype and the checksums of its parts, and each file's size and CRC. It is written aside and takes its
+name in one rename, so that a folder of that name is always whole. Arrays are written in their logical shape:
+what a checkpoint holds does not depend on the devices that held it.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +17,42 @@ import jax.numpy as jnp
 from .._errors import Problems, message
 from .._nodes import StateNode, answers
 from .._paths import path_string
-from .._processes import is_writer, on_any
-from .._writing import not_written, number_of
+from .._processes import on_any
 from ._checksums import checksums, on_host
-from ._files import standing, sync_to_disk, take_name
+from ._files import standing
 from ._identity import identities
 from ._leaves import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
 from ._leaves import write_arrays as _write_arrays
 from ._logical import repadded, unpadded, unpadded_like
-from ._manifest import CheckpointError, NotWrittenError, as_json, check_files, read_manifest, write_manifest
+from ._manifest import CheckpointError, as_json, check_files, read_manifest
 from ._matching import RestoreReport, check_same, compared
+from ._parts import Part, changed, covers
+from ._saving import Saving, begin, copied, parted, wait_for_last
+from ._writing import ARRAYS, Writing
 
-_ARRAYS = "arrays"
-_FILES, _ENTRIES = 64 * 2**10, 3 * 2**9  # bytes at most beside the arrays', of each checkpoint and array
+
+@overload
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    wait: Literal[True] = True,
+    host_bytes: int | None = None,
+) -> None: ...
+
+
+@overload
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    wait: Literal[False],
+    host_bytes: int | None = None,
+) -> Saving: ...
 
 
 def save(
@@ -39,30 +61,50 @@ def save(
     *,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> None:
+    wait: bool = True,
+    host_bytes: int | None = None,
+) -> Saving | None:
     """Writes a tree of arrays; either all of it is there afterwards, or nothing.
 
     States under `zero` (in jit) are written without padding, so that they can be read on any mesh.
     With `overwrite` it is the old checkpoint or the new one that is there, whenever the process dies.
+
+    With `wait=False` it returns when the arrays have been copied to the host's memory: they may be donated
+    then, and the rest goes on beside the training step. One checkpoint is written at a time: another `save`
+    waits for it first, and so does the end of the program; whoever waits first is told if it failed.
 
     Args:
       path: the folder to make.
       tree: any tree of arrays, numbers and typed random keys.
       metadata: anything JSON holds, given back by `read_metadata`; keys become strings.
       overwrite: replace what stands at `path`.
+      wait: return when it is whole and on the disk.
+      host_bytes: with `wait=False`, how much of each process's memory copies may take; what does not fit is
+        written before this returns. All of it by default.
+
+    Returns:
+      With `wait=False` a `Saving`: its `wait()` returns when the checkpoint is whole, or raises, and `done`
+      says whether it is over.
 
     Raises:
       FileExistsError: something stands at `path` already, and it may not be overwritten.
       CheckpointError: it cannot be written: the disk is full, or may not be written. What stood at `path`
-        stands, nothing else is left. It is an `OSError` too, with the system's `errno`.
+        stands, nothing else is left. It is an `OSError` too, with the system's `errno`. Or one that was
+        begun before could not be written.
       TypeError: a leaf or the metadata cannot be saved; nothing is written.
+      ValueError: host_bytes < 0.
       ModuleNotFoundError: orbax-checkpoint is missing; install jaxopt_large[train].
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
     >>> jl.save(path, {"w": jnp.arange(3.0)})
     >>> jl.restore(path, {"w": jnp.zeros(3)})["w"].tolist()
     [0.0, 1.0, 2.0]
+    >>> saving = jl.save(os.path.join(tempfile.mkdtemp(), "step_2"), {"w": jnp.arange(3.0)}, wait=False)
+    >>> saving.wait()
     """
+    if host_bytes is not None and (isinstance(host_bytes, bool) or host_bytes < 0):
+        raise ValueError(message("save", f"host_bytes is out of range, got {host_bytes!r}", allowed=">= 0"))
+    wait_for_last()
     target = Path(path).absolute()
     if standing(target).exists() and not overwrite:
         raise FileExistsError(
@@ -78,25 +120,26 @@ def save(
     arrays = {name: to_disk(x) for name, x in leaves.items()}
     if jax.process_count() == 1:  # of several, orbax refuses what one of them has for itself
         arrays = on_host(arrays)
-    sums = checksums(arrays)
     what = {name: {"identity": known[name].name, "keys": known[name].keys} for name in leaves}
-    entries = {n: {**form(x).entry(), "checksum": sums[n], **what[n]} for n, x in leaves.items()}
-    aside = target.with_name(f".{target.name}.part")
-    filled = {name: x for name, x in arrays.items() if x.size}  # orbax takes no empty arrays
-    failure = None
-    for stage in (
-        lambda: is_writer() and _make_anew(aside),
-        lambda: filled and _write_arrays(aside / _ARRAYS, filled),
-        lambda: is_writer() and _finish(aside, target, entries, metadata),
-    ):
-        try:
-            stage()
-        except Exception as error:  # tensorstore and orbax raise many kinds when the disk is full
-            failure = error
-        if on_any(failure is not None):
-            if is_writer():
-                shutil.rmtree(aside, ignore_errors=True)
-            raise _not_written(target, failure, filled)
+    entries = {n: {**form(x).entry(), **what[n]} for n, x in leaves.items()}
+    size = sum(x.nbytes for x in arrays.values())
+    writing = Writing(target, entries, metadata, size, _write_arrays)
+    writing.begin()
+    if wait:
+        writing.add(arrays)
+        writing.finish()
+        return None
+    now, later = parted(arrays, host_bytes)
+    if now:
+        writing.add(now, first=True)
+    copies = copied(later)
+
+    def rest() -> None:
+        writing.in_thread = True
+        writing.add(copies)
+        writing.finish()
+
+    return begin(str(target), rest)
 
 
 def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> Any:
@@ -107,7 +150,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
       like: a tree of the structure, shapes and dtypes saved; arrays, or `jax.ShapeDtypeStruct`s with a
         sharding, as `abstract_state` gives them. NumPy arrays and numbers come back as such. Their
         values are not used.
-      verify: compare the arrays' checksums; files are checked in any case.
+      verify: compare the arrays' checksums; files' sizes, and what describes arrays, are checked in any case.
 
     Returns:
       A tree like `like`, on its devices.
@@ -149,7 +192,7 @@ def restore_changed(
       like: a tree of arrays; the values of those that the checkpoint lacks are kept.
       renamed: path in the tree -> path in the checkpoint, of an array or of all that is below: what
         cannot be told otherwise. Several paths may have one origin.
-      verify: compare the arrays' checksums; files are checked in any case.
+      verify: compare the arrays' checksums; files' sizes, and what describes arrays, are checked in any case.
 
     Returns:
       A tree like `like`, and a report of what was kept, new, dropped and ambiguous.
@@ -218,20 +261,45 @@ def _target(x: Any) -> jax.ShapeDtypeStruct:
 def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, verify: bool) -> dict[str, Any]:
     """The arrays of a checkpoint, checked, placed like `targets`."""
     check_files(source, manifest)
-    arrays = read_arrays(source / _ARRAYS, {n: x for n, x in targets.items() if x.size})
+    entries = manifest["arrays"]
+    folders: dict[str, dict[str, Any]] = {}
+    for name, x in targets.items():
+        if x.size:
+            folders.setdefault(entries[name].get("folder", ARRAYS), {})[name] = x
+    arrays: dict[str, Any] = {}
+    try:
+        for folder, wanted in folders.items():
+            arrays |= read_arrays(source / folder, wanted)
+    except CheckpointError:
+        check_files(source, manifest, arrays=True)  # which of them it is
+        raise
     for name, x in targets.items():
         if not x.size:
             arrays[name] = jnp.zeros(x.shape, x.dtype, device=x.sharding)
-    problems = Problems("restore")
-    for name, checksum in (checksums(arrays) if verify else {}).items():
-        if checksum != manifest["arrays"][name]["checksum"]:
-            problems.add(
-                f"checkpoint {str(source)!r} is damaged, its checksum does not fit, got {checksum}",
-                at=name,
-                do="Restore an earlier one",
-            )
-    problems.raise_if_any(CheckpointError)
+    if verify:
+        _verify(source, manifest, arrays)
     return placed(arrays, targets)
+
+
+def _verify(source: Path, manifest: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Raises for arrays that are not as they were."""
+    entries, problems = manifest["arrays"], Problems("restore")
+    parts = {n: [Part.of_entry(e) for e in entries[n]["parts"]] for n in arrays if "parts" in entries[n]}
+    wrong = {name: str(list(box)) for name, box in changed({n: arrays[n] for n in parts}, parts).items()}
+    wrong |= {n: "not all of it" for n, some in parts.items() if not covers(arrays[n].shape, some)}
+    # of version 2 and before
+    summed = {n: x for n, x in arrays.items() if "checksum" in entries[n]}
+    wrong |= {n: found for n, found in checksums(summed).items() if found != entries[n]["checksum"]}
+    wrong |= {n: "no checksum" for n in arrays if not {"parts", "checksum"} & {*entries[n]}}
+    for name, got in wrong.items():
+        text = f"checkpoint {str(source)!r} is damaged, its checksum does not fit, got {got}"
+        problems.add(text, at=name, do="Restore an earlier one")
+    if on_any(bool(wrong)):
+        if jax.process_count() == 1:
+            check_files(source, manifest, arrays=True)  # names the file, if it is one
+        problems.raise_if_any(CheckpointError)
+        text = f"checkpoint {str(source)!r} is damaged, as another process has found"
+        raise CheckpointError(message("restore", text, do="Restore an earlier one"))
 
 
 def _present(like: Any, leaves: dict[str, Any], new: tuple[str, ...]) -> dict[str, Any]:
@@ -264,26 +332,3 @@ def _check_placed(who: str, like: Any) -> None:
                 do="Pass abstract_state(rule, params)",
             )
     problems.raise_if_any()
-
-
-def _make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _finish(aside: Path, target: Path, entries: dict[str, Any], metadata: dict[str, Any]) -> None:
-    write_manifest(aside, entries, metadata)
-    sync_to_disk(aside)
-    take_name(aside, target)
-
-
-def _not_written(target: Path, failure: Exception | None, arrays: dict[str, Any]) -> NotWrittenError:
-    if failure is None:
-        wrong = f"{str(target)!r} could not be written, another process has failed to write its part"
-        return NotWrittenError(message("save", wrong))
-    needed = sum(x.nbytes for x in arrays.values()) + _FILES + len(arrays) * _ENTRIES
-    error = NotWrittenError(not_written("save", target, failure, needed=needed))
-    error.errno = number_of(failure)
-    if error.errno is None:  # else the message says all, and thousands of lines of threads' tracebacks less
-        error.__cause__ = failure
-    return error

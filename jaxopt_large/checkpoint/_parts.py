@@ -1,0 +1,199 @@
+"""Checksums of the parts of an array, computed on the host while other threads read or write.
+
+An array is cut where the devices that hold it cut it, and then into parts of 16 MiB at most. Each part has
+the CRC-32 of its elements, in their order. Whoever holds a whole part, on however many devices, can tell
+whether it is as it was written; what several processes hold together is brought together first.
+"""
+
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_PARTS = ".parts.json"
+_LARGEST = 2**24  # bytes of a part
+_THREADS = 8  # zlib and NumPy let others run meanwhile
+
+Box = tuple[tuple[int, int], ...]  # from and to, along each dimension
+
+
+class Part(NamedTuple):
+    """A part of an array.
+
+    Attributes:
+      box: where it is.
+      crc32: of its bytes.
+    """
+
+    box: Box
+    crc32: int
+
+    def entry(self) -> list[Any]:
+        """For the manifest."""
+        return [[a for a, _ in self.box], [b for _, b in self.box], self.crc32]
+
+    @classmethod
+    def of_entry(cls, entry: Sequence[Any]) -> "Part":
+        start, stop, crc = entry
+        return cls(tuple(zip(start, stop, strict=True)), crc)
+
+
+def parts_of(arrays: Mapping[str, Any]) -> dict[str, list[Part]]:
+    """The parts of each array that this process holds; of what several devices hold the first one's."""
+    pieces = [
+        (name, box, held, inner)
+        for name, x in arrays.items()
+        for box, held in _held(x, first=True)
+        for inner in _cut(box, held.dtype.itemsize)
+    ]
+    with ThreadPoolExecutor(_workers()) as pool:
+        sums = pool.map(lambda p: _crc(_view(p[2], p[1], p[3])), pieces)
+        found: dict[str, list[Part]] = {name: [] for name in arrays}
+        for (name, _, _, inner), crc in zip(pieces, sums, strict=True):
+            found[name].append(Part(inner, crc))
+    return found
+
+
+def changed(arrays: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> dict[str, Box]:
+    """The arrays that are not as they were, and where; all processes must ask for the same arrays."""
+    tasks = []
+    for name, x in arrays.items():
+        whole = _gathered(x) if _is_torn(x, parts[name]) else None
+        held = [(_everything(x), whole)] if whole is not None else list(_held(x, first=False))
+        tasks += [(name, part, held) for part in parts[name]]
+    with ThreadPoolExecutor(_workers()) as pool:
+        same = pool.map(lambda t: _is_same(t[1], t[2]), tasks)
+        wrong = [(name, part.box) for (name, part, _), fits in zip(tasks, same, strict=True) if not fits]
+    return dict(reversed(wrong))  # of each array the first
+
+
+def covers(shape: Sequence[int], parts: Iterable[Part]) -> bool:
+    """Are all elements of an array in one of its parts?"""
+    size = sum(int(np.prod([b - a for a, b in part.box], dtype=np.int64)) for part in parts)
+    return size == int(np.prod(shape, dtype=np.int64))
+
+
+def write_parts(aside: Path, folder: str, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Keeps what this process has summed up, for the one that writes the manifest."""
+    file = aside / f"{folder}.{jax.process_index()}{_PARTS}"
+    file.write_text(json.dumps({name: [p.entry() for p in some] for name, some in parts.items()}))
+
+
+def read_parts(aside: Path) -> dict[str, list[Any]]:
+    """What all processes have summed up, as the manifest has it; the files are gone then."""
+    found: dict[str, list[Any]] = {}
+    for file in sorted(aside.glob(f"*{_PARTS}")):
+        for name, some in json.loads(file.read_text()).items():
+            found.setdefault(name, []).extend(some)
+        file.unlink()
+    return found
+
+
+def _workers() -> int:
+    return min(_THREADS, os.cpu_count() or 1)
+
+
+def _held(x: Any, *, first: bool) -> Iterator[tuple[Box, Any]]:
+    """The different parts of an array that devices of this process have.
+
+    Args:
+      x: an array.
+      first: only those that no device of a smaller number has, in any process.
+    """
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+        yield _everything(x), x
+        return
+    seen = set()
+    for shard in x.addressable_shards:
+        box = tuple(
+            (i.start or 0, n if i.stop is None else i.stop) for i, n in zip(shard.index, x.shape, strict=True)
+        )
+        if box in seen or (first and shard.replica_id != 0):
+            continue
+        seen.add(box)
+        yield box, shard.data
+
+
+def _everything(x: Any) -> Box:
+    return tuple((0, n) for n in x.shape)
+
+
+def _cut(box: Box, itemsize: int) -> Iterator[Box]:
+    """A box in boxes of `_LARGEST` bytes at most, along the first dimensions: their elements lie together."""
+    sizes = [b - a for a, b in box]
+    steps = list(sizes)
+    for dim, size in enumerate(sizes):
+        inner = int(np.prod(sizes[dim + 1 :], dtype=np.int64)) * itemsize
+        steps[dim] = min(size, max(1, _LARGEST // max(inner, 1)))
+        if steps[dim] > 1 or inner <= _LARGEST:
+            break
+    ranges = [range(a, b, step) if step else range(a, a + 1) for (a, b), step in zip(box, steps, strict=True)]
+    for starts in itertools.product(*ranges):
+        yield tuple((s, min(s + step, b)) for s, step, (_, b) in zip(starts, steps, box, strict=True))
+
+
+def _view(held: Any, box: Box, inner: Box) -> np.ndarray:
+    """A part of what lies in `box`."""
+    return np.asarray(held)[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(inner, box, strict=True))]
+
+
+def _crc(x: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+def _is_same(part: Part, held: Sequence[tuple[Box, Any]]) -> bool:
+    """Has a part its checksum? Of what another process has, yes."""
+    meeting = []
+    for box, data in held:
+        common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(part.box, box, strict=True))
+        if common == part.box:
+            return _crc(_view(data, box, part.box)) == part.crc32
+        if all(a < b for a, b in common):
+            meeting.append((common, box, data))
+    if not meeting:
+        return True
+    made, filled = np.empty([b - a for a, b in part.box], meeting[0][2].dtype), 0
+    for common, box, data in meeting:
+        piece = _view(data, box, common)
+        made[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, part.box, strict=True))] = piece
+        filled += piece.size
+    return filled < made.size or _crc(made) == part.crc32
+
+
+def _is_torn(x: Any, parts: Sequence[Part]) -> bool:
+    """Is there a part that no single process holds?"""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return False
+    boxes: dict[int, set[Box]] = {}
+    for device, index in x.sharding.devices_indices_map(x.shape).items():
+        box = tuple(
+            (i.start or 0, n if i.stop is None else i.stop) for i, n in zip(index, x.shape, strict=True)
+        )
+        boxes.setdefault(device.process_index, set()).add(box)
+    return any(all(_common(part.box, some) < _size(part.box) for some in boxes.values()) for part in parts)
+
+
+def _common(box: Box, others: Iterable[Box]) -> int:
+    """How many elements of a box different others have."""
+    return sum(
+        _size(tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True)))
+        for other in others
+    )
+
+
+def _size(box: Box) -> int:
+    return int(np.prod([max(0, b - a) for a, b in box], dtype=np.int64))
+
+
+def _gathered(x: Any) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,0 +1,119 @@
+"""Writing beside the training step: one checkpoint at a time, in a thread of its own."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_NICE = 10  # of the writing thread, where the system knows such: the training step goes first
+
+
+class Saving:
+    """A checkpoint that is being written in the background.
+
+    Attributes:
+      path: where it will be.
+    """
+
+    def __init__(self, path: str, work: Callable[[], None]):
+        self.path = path
+        self._work: Any = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"saving {path}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        try:
+            self._work()
+        except BaseException as error:  # told to whoever waits
+            self._error = error
+        finally:
+            self._work = None  # and the arrays with it
+
+    @property
+    def done(self) -> bool:
+        """Is it over, written or not?"""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns when the checkpoint is whole and on the disk.
+
+        Raises:
+          CheckpointError: it could not be written, for the reason that `save` gives; raised once.
+        """
+        self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+class _Last:
+    """The last checkpoint that was begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._saving: Saving | None = None
+        # before the interpreter lets no thread begin another, as orbax's do
+        register = getattr(threading, "_register_atexit", None)
+        if register is not None:
+            register(self._at_exit)
+
+    def begin(self, path: str, work: Callable[[], None]) -> Saving:
+        with self._lock:
+            self.wait()
+            saving = self._saving = Saving(path, work)
+            return saving
+
+    def wait(self) -> None:
+        with self._lock:
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                saving.wait()
+
+    def _at_exit(self) -> None:
+        if self._saving is not None:
+            self._saving.wait()
+
+
+_last = _Last()
+begin, wait_for_last = _last.begin, _last.wait
+
+
+def copied(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays in the host's memory, which nobody changes or donates; each where its devices are."""
+    return {name: _copied(x) for name, x in arrays.items()}
+
+
+def _copied(x: Any) -> Any:
+    if not isinstance(x, jax.Array):
+        return np.array(x)
+    if next(iter(x.sharding.device_set)).platform == "cpu":
+        return jax.block_until_ready(jnp.copy(x))
+    return jax.block_until_ready(
+        jax.device_put(x, x.sharding.with_memory_kind("pinned_host"), may_alias=False)
+    )
+
+
+def parted(arrays: Mapping[str, Any], room: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays that are written at once, and those that are copied and written later: as many as have room.
+
+    Args:
+      arrays: by name.
+      room: bytes of the host's memory for copies, of one process; None: for all.
+    """
+    now, later = {}, {}
+    for name, x in arrays.items():
+        share = x.nbytes // (jax.process_count() if isinstance(x, jax.Array) else 1)
+        if room is None or share <= room:
+            later[name] = x
+            room = None if room is None else room - share
+        else:
+            now[name] = x
+    return now, later
