@@ -185,10 +185,3 @@ def per_device_sharding(shape: tuple[int, ...], devices: list[Any]) -> Any:
         return getattr(jax.sharding, "PmapSharding").default(shape, 0, devices)  # noqa: B009
     mesh = make_mesh((len(devices),), ("devices",), devices=devices)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-
-
-def coordination() -> Any:
-    """The client of the service through which processes find each other; JAX has no public name for it."""
-    from jax._src import distributed
-
-    return distributed.global_state.client

@@ -1,13 +1,15 @@
 """What several processes must agree on; with one process nothing is exchanged."""
 
 import itertools
+import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from ._compat import coordination
-
-_TURNS = itertools.count()  # of `on_any_later`; all processes take them in the same order
+_TURNS: dict[
+    str, Iterator[int]
+] = {}  # of `on_any_later`; all processes take those of a topic in the same order
 _PATIENCE = 6 * 3600 * 1000  # milliseconds that the slowest process may take to write
 
 
@@ -25,12 +27,24 @@ def on_any(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def on_any_later(flag: bool) -> bool:
-    """`on_any` without the devices, for a thread beside a training step; for one thread at a time."""
+def is_beside() -> bool:
+    """Is this a thread beside the one that runs the devices?"""
+    return threading.current_thread() is not threading.main_thread()
+
+
+def on_any_later(flag: bool, about: str) -> bool:
+    """`on_any` without the devices, for a thread beside a training step.
+
+    Args:
+      flag: of this process.
+      about: the topic; each has one thread in each process.
+    """
     if jax.process_count() == 1:
         return flag
-    client = coordination()
-    topic = f"jaxopt_large/{next(_TURNS)}"
+    from orbax.checkpoint import multihost  # JAX has no public name for the service where processes meet
+
+    client = multihost.get_jax_distributed_client()
+    topic = f"jaxopt_large/{about}/{next(_TURNS.setdefault(about, itertools.count()))}"
     client.key_value_set(f"{topic}/{jax.process_index()}", str(int(flag)))
     client.wait_at_barrier(f"{topic}/all", _PATIENCE)
     return any(value == "1" for _, value in client.key_value_dir_get(f"{topic}/"))

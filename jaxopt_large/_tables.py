@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -105,3 +106,27 @@ def size(number: int) -> str:
         if number >= limit:
             return f"{number / limit:.2f} {unit}"
     return f"{number} B"
+
+
+_UNITS = {
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+}
+
+
+def bytes_in(text: str) -> int | None:
+    """ "16GiB" in bytes; None if it is something else.
+
+    >>> bytes_in("16GiB"), bytes_in("1.5 MB"), bytes_in("much")
+    (17179869184, 1500000, None)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]+)\s*", text)
+    unit = _UNITS.get(found.group(2).lower()) if found else None
+    return None if found is None or unit is None else int(float(found.group(1)) * unit)

@@ -4,6 +4,7 @@ from ._logical import unpadded as unpadded
 from ._manifest import CheckpointError as CheckpointError
 from ._manifest import NotWrittenError as NotWrittenError
 from ._matching import RestoreReport as RestoreReport
+from ._saving import Saving as Saving
 from .api import difference as difference
 from .api import read_metadata as read_metadata
 from .api import restore as restore

@@ -137,20 +137,15 @@ def from_disk(x: Array, like: Any) -> Any:
     return value if isinstance(like, np.ndarray) else type(like)(value.item())
 
 
-def write_arrays(folder: Path, arrays: dict[str, Any], *, in_thread: bool = False) -> None:
+def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
     """Writes arrays with orbax, which takes no empty ones.
-
-    Args:
-      folder: to make.
-      arrays: by name.
-      in_thread: is it done beside a training step?
 
     Raises:
       OSError: the system refused.
     """
 
     def write() -> None:
-        with checkpointer(_largest(arrays), in_thread=in_thread) as writer:
+        with checkpointer(_largest(arrays)) as writer:
             writer.save(folder, args=save_arguments(arrays))
 
     with_one_error(write)

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, TypeVar
 
 import jax
 
+from .._processes import is_beside
 from .._writing import number_of
 
-_AT_ONCE = 2**27  # bytes that are on their way to a disk or from it
+_AT_ONCE = 2**27  # bytes on their way to a disk; from it an eighth of that, which is in memory twice
 _FILE = 2**26  # bytes of a file, up to which what is to be written waits in memory
 _CHUNKS = 32  # of a device's share
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**20, 2**24  # bytes; of smaller ones orbax warns
@@ -33,26 +34,27 @@ def orbax() -> Any:
     return ocp
 
 
-def checkpointer(largest: int, *, in_thread: bool = False) -> Any:
+def checkpointer(largest: int) -> Any:
     """orbax's for arrays of some tree; to be closed.
 
     What is read and written at a time is bounded, and written as it is: compression takes longer than a disk
     does, and saves a twelfth of what moments take.
 
+    Beside a training step processes wait for each other without the devices.
+
     Args:
       largest: bytes of the largest array.
-      in_thread: beside a training step? Then processes wait for each other without the devices.
     """
     ocp = orbax()
     options: dict[str, Any] = {}
-    if in_thread and jax.process_count() > 1:
+    if is_beside() and jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
         options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(active_processes=everyone)
     make = ocp.PyTreeCheckpointHandler
     if "use_compression" in inspect.signature(make).parameters:
         options["use_compression"] = False
-    at_once = (max(largest + largest // 8, _AT_ONCE)) / 1e9
-    handler = make(save_concurrent_gb=at_once, restore_concurrent_gb=at_once, **options)
+    out, back = (max(largest + largest // 8, least) / 1e9 for least in (_AT_ONCE, _AT_ONCE // 8))
+    handler = make(save_concurrent_gb=out, restore_concurrent_gb=back, **options)
     more = {k: v for k, v in options.items() if k == "multiprocessing_options"}
     return contextlib.closing(ocp.Checkpointer(handler, **more))
 

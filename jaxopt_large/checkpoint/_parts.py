@@ -74,6 +74,11 @@ def changed(arrays: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> d
     return dict(reversed(wrong))  # of each array the first
 
 
+def sealed(entries: Sequence[Any]) -> str:
+    """One checksum of an array's parts, as the manifest has them."""
+    return f"{zlib.crc32(json.dumps(entries).encode()):016x}"
+
+
 def covers(shape: Sequence[int], parts: Iterable[Part]) -> bool:
     """Are all elements of an array in one of its parts?"""
     size = sum(int(np.prod([b - a for a, b in part.box], dtype=np.int64)) for part in parts)

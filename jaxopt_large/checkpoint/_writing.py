@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import message
-from .._processes import is_writer, on_any, on_any_later
+from .._processes import is_beside, is_writer, on_any, on_any_later
 from .._writing import not_written, number_of
 from ._files import sync_to_disk, take_name
 from ._manifest import NotWrittenError, write_manifest
-from ._parts import parts_of, read_parts, write_parts
+from ._parts import parts_of, read_parts, sealed, write_parts
 
 ARRAYS, FIRST = "arrays", "arrays.0"  # the second of what was written before a step went on
 _FILES, _ENTRIES = 64 * 2**10, 3 * 2**9  # bytes at most beside the arrays', of each checkpoint and array
@@ -39,7 +39,6 @@ class Writing:
         self._write = write
         self._target, self._aside = target, target.with_name(f".{target.name}.part")
         self._entries, self._metadata, self._size = entries, metadata, size
-        self.in_thread = False  # beside a training step?
 
     def begin(self) -> None:
         """Makes the folder anew."""
@@ -48,14 +47,13 @@ class Writing:
     def add(self, arrays: dict[str, Any], *, first: bool = False) -> None:
         """Writes arrays, and sums up what this process has of them meanwhile."""
         folder = FIRST if first else ARRAYS
-        how = {"in_thread": True} if self.in_thread else {}
         filled = {name: x for name, x in arrays.items() if x.size}  # orbax takes no empty arrays
 
         def write() -> None:
             with ThreadPoolExecutor(1) as beside:
                 sums = beside.submit(parts_of, arrays)
                 if filled:
-                    self._write(self._aside / folder, filled, **how)
+                    self._write(self._aside / folder, filled)
                 write_parts(self._aside, folder, sums.result())
 
         self._stage(write)
@@ -68,7 +66,7 @@ class Writing:
 
     def _finish(self) -> None:
         for name, parts in read_parts(self._aside).items():
-            self._entries[name]["parts"] = parts
+            self._entries[name] |= {"checksum": sealed(parts), "parts": parts}
         write_manifest(self._aside, self._entries, self._metadata)
         sync_to_disk(self._aside)
         take_name(self._aside, self._target)
@@ -80,7 +78,8 @@ class Writing:
             stage()
         except Exception as error:  # tensorstore and orbax raise many kinds when the disk is full
             failure = error
-        if (on_any_later if self.in_thread else on_any)(failure is not None):
+        failed = failure is not None
+        if on_any_later(failed, "written") if is_beside() else on_any(failed):
             if is_writer():
                 shutil.rmtree(self._aside, ignore_errors=True)
             raise self._not_written(failure)

@@ -26,7 +26,7 @@ from ._leaves import write_arrays as _write_arrays
 from ._logical import repadded, unpadded, unpadded_like
 from ._manifest import CheckpointError, as_json, check_files, read_manifest
 from ._matching import RestoreReport, check_same, compared
-from ._parts import Part, changed, covers
+from ._parts import Part, changed, covers, sealed
 from ._saving import Saving, begin, copied, parted, wait_for_last
 from ._writing import ARRAYS, Writing
 
@@ -135,7 +135,6 @@ def save(
     copies = copied(later)
 
     def rest() -> None:
-        writing.in_thread = True
         writing.add(copies)
         writing.finish()
 
@@ -286,11 +285,11 @@ def _verify(source: Path, manifest: dict[str, Any], arrays: dict[str, Any]) -> N
     entries, problems = manifest["arrays"], Problems("restore")
     parts = {n: [Part.of_entry(e) for e in entries[n]["parts"]] for n in arrays if "parts" in entries[n]}
     wrong = {name: str(list(box)) for name, box in changed({n: arrays[n] for n in parts}, parts).items()}
-    wrong |= {n: "not all of it" for n, some in parts.items() if not covers(arrays[n].shape, some)}
-    # of version 2 and before
-    summed = {n: x for n, x in arrays.items() if "checksum" in entries[n]}
-    wrong |= {n: found for n, found in checksums(summed).items() if found != entries[n]["checksum"]}
-    wrong |= {n: "no checksum" for n in arrays if not {"parts", "checksum"} & {*entries[n]}}
+    found = {n: sealed(entries[n]["parts"]) for n, some in parts.items() if covers(arrays[n].shape, some)}
+    found |= checksums({n: x for n, x in arrays.items() if n not in parts})  # of version 2 and before
+    for name in arrays:
+        if found.get(name) != entries[name].get("checksum"):
+            wrong.setdefault(name, str(found.get(name, "not all of it")))
     for name, got in wrong.items():
         text = f"checkpoint {str(source)!r} is damaged, its checksum does not fit, got {got}"
         problems.add(text, at=name, do="Restore an earlier one")

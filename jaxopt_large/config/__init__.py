@@ -12,4 +12,5 @@ from ._load import load as load
 from ._load import settings as settings
 from ._load import to_yaml as to_yaml
 from ._yaml import ConfigError as ConfigError
+from .schema import Checkpoint as Checkpoint
 from .schema import Config as Config

@@ -1,8 +1,10 @@
 """What a configuration may say of data and models, and the numbers in all of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from .._tables import bytes_in
 
 
 class Group(BaseModel):
@@ -16,9 +18,19 @@ _LARGEST = 2**31 - 1  # shapes and steps are counted in 32 bits
 Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Natural = Annotated[int, Field(ge=0, le=_LARGEST)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # JAX takes the rest modulo 2^32, two seeds for one
+Bytes = Annotated[int, BeforeValidator(lambda x: _bytes(x)), Field(ge=0)]  # also as "16GiB"
 FLOAT32 = 3.4e38  # what it holds
 Number = Annotated[float, Field(ge=-FLOAT32, le=FLOAT32)]
 Rate = Annotated[float, Field(ge=0, le=FLOAT32)]
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = bytes_in(value)
+    if found is None:
+        raise ValueError("write it like 16GiB")
+    return found
 
 
 # --- data ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .._partition import names_in
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
-from ._inputs import FLOAT32, Count, Data, Group, Model, Number, Rate, Seed, misfits
+from ._inputs import FLOAT32, Bytes, Count, Data, Group, Model, Natural, Number, Rate, Seed, misfits
 from ._schedules import SCHEDULES, Then
 
 _literal: Any = Literal  # of names that are found in a list
@@ -189,6 +189,16 @@ class Placement(Group):
         return math.prod(self.mesh.values())
 
 
+class Checkpoint(Group):
+    """How checkpoints are written, and which of them stay beside the newest."""
+
+    background: bool = True  # while the run goes on
+    host_bytes: Bytes | None = None  # of each process's memory for copies; null: for all of the state
+    keep_every_hours: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None
+    keep_best: Natural = 0
+    metric: Literal["validation_loss", "validation_accuracy"] = "validation_loss"
+
+
 class Train(Group):
     """The loop."""
 
@@ -200,6 +210,7 @@ class Train(Group):
     log_every: Count = 1
     checkpoint_every: Count = 500
     keep: Count = 2
+    checkpoint: Checkpoint = Checkpoint()
 
 
 def _off(value: Any) -> Any:

@@ -7,7 +7,7 @@ from .inlined import Inlined
 from .primitives import known
 
 _STAY = ("scan", "while", "cond", "shard_map", "optimization_barrier")
-_PASS = ("reshape", "transpose", "squeeze", "expand_dims", "gather", "sharding_constraint", "reshard")
+_PLACES = ("gather", "sharding_constraint", "reshard")  # elements stay what they are
 
 
 def levels_of(jaxpr: Inlined, given: Sequence[int], here: int) -> dict[Any, int]:
@@ -64,7 +64,8 @@ def _taken_as(eqn: Any, place: int, found: Mapping[Any, Any], inside: Callable[[
     name = eqn.primitive.name
     if name == "convert_element_type":
         return eqn.params["new_dtype"]
-    if name in _PASS and place == 0:
+    row = known(eqn)
+    if place == 0 and (row.moves or name in _PLACES):
         return found.get(eqn.outvars[0])
     if name == "scan":
         p = eqn.params

@@ -158,9 +158,7 @@ def _may_send(eqn: Any) -> bool:
 def _is_view(eqn: Any) -> bool:
     """Is the result the operand, named otherwise?"""
     row = known(eqn)
-    return row.handed or (
-        row.moves and eqn.primitive.name in ("reshape", "squeeze", "expand_dims", "transpose")
-    )
+    return row.handed or (row.moves and eqn.primitive.name not in ("broadcast_in_dim", "device_put"))
 
 
 def _is_fused(eqn: Any) -> bool:

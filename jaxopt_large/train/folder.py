@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._errors import message
-from .._processes import on_any
+from .._processes import on_any, on_any_later
 from .._writing import not_written
 from ..checkpoint import (
     CheckpointError,
     NotWrittenError,
     RestoreReport,
+    Saving,
     difference,
     read_metadata,
     restore,
     restore_changed,
     save,
 )
+from ..config import Checkpoint
 from ._errors import RunError, RunWriteError
+from .keeping import kept
 from .lock import NAME, Lock
 
 _STEP = re.compile(r"step_(\d+)$")
@@ -51,8 +54,11 @@ class OtherTreeError(RunError):
 class RunFolder:
     """`runs/<name>/` and what is in it. Only the process that writes changes anything but checkpoints."""
 
-    def __init__(self, path: Path, *, keep: int, writes: bool = True):
+    def __init__(self, path: Path, *, keep: int, writes: bool = True, policy: Checkpoint | None = None):
         self.path, self._keep, self._writes = path, keep, writes
+        self._policy = policy or Checkpoint(background=False)
+        self._saving: Saving | None = None
+        self._metadata: dict[int, dict[str, Any]] = {}
         self._metrics: Any = None
 
     @contextmanager
@@ -131,20 +137,65 @@ class RunFolder:
         return sorted(int(m.group(1)) for m in found if m)
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint, unless that step has one, and removes all but the newest few.
+        """Writes a checkpoint, or begins to, unless that step has one.
 
         Raises:
-          RunWriteError: it cannot be written; nothing of it is left.
+          RunWriteError: it cannot be written, or that before it; nothing of it is left.
         """
-        if step not in self.steps():
-            try:
+        self.settle()
+        if step in self.steps():
+            return
+        with self._not_saved():
+            if self._policy.background:
+                room = self._policy.host_bytes
+                path = self._checkpoint(step)
+                self._saving = save(path, tree, metadata=metadata, wait=False, host_bytes=room)
+            else:
                 save(self._checkpoint(step), tree, metadata=metadata)
-            except NotWrittenError as error:
-                raise RunWriteError(f"{error} {self._safe()}") from error.__cause__
-        for old in self.steps()[: -self._keep] if self._writes else []:
+                self._remove_others()
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Sees to what is written in the background, if that is over, and removes what need not stay then.
+
+        Args:
+          wait: until it is over.
+
+        Raises:
+          RunWriteError: it could not be written; nothing of it is left.
+        """
+        saving = self._saving
+        if saving is None or not (wait or not on_any_later(not saving.done, "settled")):
+            return
+        self._saving = None
+        with self._not_saved():
+            saving.wait()
+        self._remove_others()
+
+    @contextmanager
+    def _not_saved(self) -> Iterator[None]:
+        try:
+            yield
+        except NotWrittenError as error:
+            raise RunWriteError(f"{error} {self._safe()}") from error.__cause__
+
+    def _remove_others(self) -> None:
+        if not self._writes:
+            return
+        steps = self.steps()
+        stay = kept(steps, self._keep, self._policy, self._told)
+        for old in (step for step in steps if step not in stay):
             aside = self.checkpoints / f".step_{old:08d}.old"  # out of sight first: removal is not atomic
             self._checkpoint(old).rename(aside)
             shutil.rmtree(aside)
+
+    def _told(self, step: int) -> dict[str, Any]:
+        """The metadata of a step's checkpoint; of one that is damaged none."""
+        if step not in self._metadata:
+            try:
+                self._metadata[step] = read_metadata(self._checkpoint(step))
+            except CheckpointError:
+                self._metadata[step] = {}
+        return self._metadata[step]
 
     def load(self, like: Any, *, fall_back: bool, changed: bool) -> Loaded | None:
         """The newest checkpoint; None where there is none.

@@ -21,7 +21,7 @@ from .._errors import message
 from ..config import Config, build, learning_rate, settings, to_yaml
 from ..data import Batch, Batches, Dataset, load_data
 from ..gradient_norm import watched
-from ..models import make_model
+from ..models import Model, make_model
 from ._errors import RunError
 from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
@@ -77,11 +77,16 @@ def train(
         raise RunError(message("train", "changed goes with resume", do="Add --resume"))
     model = make_model(config.model)
     check_trains(config, model)
+    if config.train.checkpoint.keep_best and not _has(config.train.checkpoint.metric, model):
+        wrong = f"train.checkpoint.metric is not known of this model, got {config.train.checkpoint.metric!r}"
+        raise RunError(message("train", wrong, allowed="validation_loss"))
     mesh = prepare(config)
     check_fits(model.abstract())
     main = jax.process_index() == 0
     console = console or Console(quiet=not main)
-    folder = RunFolder(Path(runs) / config.name, keep=config.train.keep, writes=main)
+    folder = RunFolder(
+        Path(runs) / config.name, keep=config.train.keep, writes=main, policy=config.train.checkpoint
+    )
     with folder.taken(resume=resume, overwrite=overwrite) as note:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -94,6 +99,10 @@ def train(
             run.take_up(fall_back=fall_back, changed=changed)
         with _refusals(of=(MemoryError, jax.errors.JaxRuntimeError)):
             return run.go()
+
+
+def _has(metric: str, model: Model) -> bool:
+    return metric != "validation_accuracy" or model.accuracy is not None
 
 
 class _Run:
@@ -111,6 +120,7 @@ class _Run:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.execution, self.console, self.mesh = execution, console, mesh
         self.at = _Position()
+        self.means: dict[str, float] = {}  # of the last evaluation
         self.params, self.state = execution.init(jax.random.key(config.seed))
         self.batches = Batches(dataset, config.train.batch, config.seed)
         self.validation = _validation_batches(dataset, config)
@@ -153,6 +163,7 @@ class _Run:
             pause = self.at.step % train.eval_every == 0 or self.at.step == train.steps
             if self.one_at_a_time:
                 jax.block_until_ready((self.params, self.state))
+            self.folder.settle(wait=False)
             if self.one_at_a_time or pause:
                 self._report(progress, *waiting)
                 waiting = None
@@ -165,6 +176,8 @@ class _Run:
             self._report(progress, *waiting)
         if self.at.step < train.steps:
             self._save(progress)
+        with progress.saving():
+            self.folder.settle()
 
     def _report(self, progress: Progress, step: int, metrics: Any) -> None:
         values = {
@@ -181,6 +194,7 @@ class _Run:
         params = self.execution.averaged(self.params, self.state)
         results = [jax.device_get(self.execution.evaluate(params, b)) for b in self.validation]
         means = {name: float(np.mean([r[name] for r in results])) for name in results[0]}
+        self.means = means
         self.at.last = means["validation_loss"]
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)
         self.folder.log(step=self.at.step, **means)
@@ -190,6 +204,7 @@ class _Run:
         self.at.data = self.batches.position()
         metadata = {
             "position": dataclasses.asdict(self.at),
+            "metrics": self.means,
             "data": self.dataset.facts,
             "devices": self.mesh.size,
             "config": settings(self.config),

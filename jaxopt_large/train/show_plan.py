@@ -1,7 +1,6 @@
 """`jaxopt-large plan`: what a run costs, in the terminal, as JSON, as a picture or a page."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 from rich.console import Console
 
 from .._errors import message
+from .._tables import bytes_in
 from ..config import Config, load, to_yaml
 from ..plan import Plan, beside, picture
 from . import budget, choices
@@ -17,19 +17,6 @@ from .compiled import compared, compiled_step, topology_of
 from .plan_table import show
 from .planning import plan_of
 from .user_model import plan_of_model, user_model
-
-_UNITS = {
-    "b": 1,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-    "kb": 1e3,
-    "mb": 1e6,
-    "gb": 1e9,
-    "tb": 1e12,
-}
-
 
 Say = Callable[[Any], None]  # prints
 
@@ -95,12 +82,11 @@ def bytes_of(text: str) -> int:
     >>> bytes_of("16GiB"), bytes_of("1.5 MB")
     (17179869184, 1500000)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]+)\s*", text)
-    unit = _UNITS.get(found.group(2).lower()) if found else None
-    if found is None or unit is None:
+    found = bytes_in(text)
+    if found is None:
         wrong = f"budget is not understood, got {text!r}"
         raise ValueError(message("plan", wrong, do="Write it like 16GiB"))
-    return int(float(found.group(1)) * unit)
+    return found
 
 
 def _within(config: Config, asked: Asked, say: Say) -> int:
