@@ -1,5 +1,7 @@
 """Several processes over gloo on one machine: sharded alike, killed, and restarted with fewer."""
 
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large._compat import make_mesh
 from jaxopt_large.checkpoint._logical import unpadded
+from jaxopt_large.checkpoint._manifest import read_manifest
 
 from ..processes import ENVIRONMENT, PATIENCE, ROOT, free_port, kill
 from . import worker
@@ -20,9 +23,9 @@ pytestmark = pytest.mark.slow
 _STEPS = 5
 
 
-def _start(folder, count, devices, doomed=()):
-    """`doomed`: (when, step) for the last process."""
-    port = free_port()
+def _start(folder, count, devices, doomed=(), *, beside=False):
+    """`doomed`: (when, step) for the last process; `beside`: checkpoints are written beside the steps."""
+    port, environment = free_port(), ENVIRONMENT | ({"BESIDE": "1"} if beside else {})
     runs = []
     for process in range(count):
         fate = doomed if process == count - 1 else ()
@@ -30,7 +33,7 @@ def _start(folder, count, devices, doomed=()):
         command += map(str, (process, count, port, devices, folder, _STEPS, *fate))
         log = open(folder / f"log_{count}_{process}.txt", "w")  # noqa: SIM115
         with log:
-            runs.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log))
+            runs.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return runs
 
 
@@ -116,3 +119,93 @@ def test_one_is_killed_and_fewer_go_on(when, count, fewer, tmp_path, uninterrupt
     logs = (tmp_path / f"log_{fewer}_0.txt").read_text()
     steps = [line for line in logs.splitlines() if line.startswith("step ")]
     assert steps[0] == f"step {len(whole) + 1}"  # it resumed, and did not start afresh
+
+
+def test_processes_write_beside_their_steps(tmp_path, uninterrupted):
+    _finish(_start(tmp_path, 2, 4, beside=True), tmp_path)
+    _same(_final(tmp_path), uninterrupted)
+    _same(_restored(tmp_path, (3,)), uninterrupted)
+    assert sorted(f.name for f in tmp_path.glob("*step_*")) == [f"step_{k}" for k in range(1, _STEPS + 1)]
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.full)])
+def test_one_is_killed_at_any_moment_while_they_write_beside(kills, tmp_path, uninterrupted):
+    """Whole checkpoints only, and whoever goes on from the last ends where all end."""
+    chance = random.Random(20261130)
+    for _ in range(kills):
+        before = len(list(tmp_path.glob("step_*")))
+        if before >= _STEPS - 1:
+            shutil.rmtree(tmp_path / f"step_{before}")  # so that there is something left to do
+            before -= 1
+        runs = _start(tmp_path, 2, 2, beside=True)
+        deadline = time.monotonic() + PATIENCE
+        while (
+            not any(tmp_path.glob(".step_*.part")) and runs[0].poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 0.5))
+        runs[chance.randrange(2)].kill()
+        kill(runs)
+    _finish(_start(tmp_path, 2, 2, beside=True), tmp_path)
+    _same(_final(tmp_path), uninterrupted)
+    for step in tmp_path.glob("step_*"):
+        read_manifest(step)
+
+
+_READING = """
+import os, sys
+from pathlib import Path
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jaxopt_large as jl
+process, count, port, devices, path, what = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", int(devices))
+if int(count) > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(process))
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+spec = P("data") if what == "rows" else P(None, "data")
+like = {k: jax.ShapeDtypeStruct((4800, 4800), jnp.float32, sharding=NamedSharding(mesh, spec)) for k in "ab"}
+if what == "save":
+    values = np.random.default_rng(0).normal(size=(4800, 4800)).astype(np.float32)
+    tree = {k: jax.make_array_from_callback(x.shape, x.sharding, values.__getitem__) for k, x in like.items()}
+    jl.save(path, tree)
+else:
+    def read():
+        return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+    import orbax.checkpoint
+    before = read()
+    back = jl.restore(path, like)
+    print("READ", (read() - before) / sum(s.data.nbytes for x in back.values() for s in x.addressable_shards))
+"""
+
+
+@pytest.mark.parametrize("what", ["rows", "columns"])
+def test_each_process_reads_what_it_needs(what, tmp_path):
+    """Written by two processes along columns; read by three, along columns and, which costs more, along rows."""
+
+    def run(count, devices, what):
+        port = free_port()
+        command = [sys.executable, "-c", _READING]
+        runs = [
+            subprocess.Popen(
+                [*command, *map(str, (p, count, port, devices, tmp_path / "c", what))],
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for p in range(count)
+        ]
+        outs = [r.communicate(timeout=PATIENCE)[0] for r in runs]
+        assert all(r.returncode == 0 for r in runs), outs
+        return [
+            float(line.split()[1]) for out in outs for line in out.splitlines() if line.startswith("READ")
+        ]
+
+    run(2, 2, "save")
+    found = run(3, 2, what)
+    assert len(found) == 3
+    assert what == "rows" or max(found) < 1.1, found

@@ -82,7 +82,8 @@ def main(process, count, port, devices, folder, steps, when="", at="0"):
                 die()
 
             api._write_arrays = write_and_die
-        jl.save(Path(folder) / f"step_{k}", (params, state))
+        beside = {"wait": False} if "BESIDE" in os.environ else {}
+        jl.save(Path(folder) / f"step_{k}", (params, state), **beside)
         sys.stdout.write(f"step {k}\n")
         sys.stdout.flush()
     held = jax.tree.leaves(state.inner.inner[0].mu)[1].addressable_shards[0].data.size
