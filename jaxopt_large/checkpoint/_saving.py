@@ -4,13 +4,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_NICE = 10  # of the writing thread, where the system knows such: the training step goes first
+_NICE = 15  # of threads that write, where the system knows such: a step that has all CPUs loses little
+_WRITERS = "ts_pool_worker"  # tensorstore's threads, which write for whoever asks
 
 
 class Saving:
@@ -28,8 +30,7 @@ class Saving:
         self._thread.start()
 
     def _run(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        _step_back()
         try:
             self._work()
         except BaseException as error:  # told to whoever waits
@@ -80,6 +81,16 @@ class _Last:
     def _at_exit(self) -> None:
         if self._saving is not None:
             self._saving.wait()
+
+
+def _step_back() -> None:
+    """Lowers the priority of this thread, of those that it begins, and of those that write for it."""
+    threads = [threading.get_native_id()]
+    with suppress(OSError):  # Linux tells of its threads, each of which has a priority
+        tasks = list(Path("/proc/self/task").iterdir())
+        threads += [int(t.name) for t in tasks if (t / "comm").read_text().strip() == _WRITERS]
+        for thread in threads:
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
 _last = _Last()
