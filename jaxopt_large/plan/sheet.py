@@ -102,6 +102,12 @@ class Plan(Table):
             self.offloaded,
         )
 
+    def without_chip(self) -> "Plan":
+        """The same, of devices of which nothing is said."""
+        return Plan(
+            self, self.devices, None, self.whole, self.axes, self._costs, self.alternatives, self.offloaded
+        )
+
     @property
     def device_bytes(self) -> int:
         """Of one device, all rows together."""

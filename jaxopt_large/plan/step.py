@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from .._nodes import bits_of
 from .._order import planning
 from .._partition import entries
 from .._types import AnyRule, Params, State, Updates
@@ -112,5 +113,5 @@ def kept_for_backward(loss: Callable[[Params, Any], Any], params: Params, batch:
         if hasattr(v, "val") or v in given or v in seen or layout.free:
             continue
         seen.add(v)
-        total += local_elements(v.aval.shape, layout.dims, sizes) * v.aval.dtype.itemsize
+        total += local_elements(v.aval.shape, layout.dims, sizes) * bits_of(v.aval) // 8
     return total

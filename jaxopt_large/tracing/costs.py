@@ -47,6 +47,7 @@ def costs_of(
     walk.quiet = 1  # once to see what is added to what
     walk.through(closed.jaxpr, given, results, levels)
     walk.quiet = 0
+    walk.held.clear()
     walk.donated = donated
     made, alive = walk.through(closed.jaxpr, given, results, levels)
     walk.costs.alive = alive.beside(fast) + sum(walk.held.values())
@@ -72,19 +73,20 @@ class _Walk(Nested):
         level = levels_of(jaxpr, levels, here)
         memory = Memory(jaxpr, self, handed_in(jaxpr, level, here), in_loop=here > 0, donated=self.donated)
         later = summed_later(jaxpr, demands)
-        around = self.already_sent, self.narrow, self.donated
-        self.already_sent, self.narrow, self.donated = {}, self.narrowed(jaxpr), False
+        around = self.already_sent, self.narrow, self.donated, self.sums
+        self.already_sent, self.narrow, self.donated, self.sums = {}, self.narrowed(jaxpr), False, {}
 
         def read(atom: Any) -> Layout:
             if hasattr(atom, "val"):
                 return whole(getattr(atom.aval, "ndim", 0), free=True)
-            return found[atom]
+            return self.sums.get(atom, found[atom])
 
         for place, eqn in enumerate(jaxpr.eqns):
             before = len(self.costs.sent)
             operands = [read(a) for a in eqn.invars]
             loops = max((level[v] for v in eqn.outvars), default=here)
             rounds = self.rounds[loops]
+            self.now = rounds, loops
             of = [0 if hasattr(a, "val") else level[a] for a in eqn.invars]
             made, inside = self._equation(
                 eqn, operands, [demands.get(v) for v in eqn.outvars], of, rounds, loops
@@ -112,7 +114,7 @@ class _Walk(Nested):
             if goal is not None and len(goal) == len(x.dims):
                 x = self.moved(x, goal, atom.aval, self.rounds[here], here)
             results.append(x if n in owing else self.settled(x, atom.aval, self.rounds[here], here))
-        self.already_sent, self.narrow, self.donated = around
+        self.already_sent, self.narrow, self.donated, self.sums = around
         return results, memory.peak
 
     def _equation(

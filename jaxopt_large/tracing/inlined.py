@@ -43,7 +43,7 @@ class Inlined(NamedTuple):
 
 
 def inlined(jaxpr: Any) -> Inlined:
-    """A jaxpr without calls.
+    """A jaxpr without calls, and without equations of which nobody takes a result.
 
     Args:
       jaxpr: open: its constants stay variables.
@@ -52,7 +52,12 @@ def inlined(jaxpr: Any) -> Inlined:
     constants, names = set(jaxpr.constvars), dict[Any, Any]()
     _write(jaxpr, names, made, constants)
     outvars = [a if hasattr(a, "val") else names.get(a, a) for a in jaxpr.outvars]
-    return Inlined(list(jaxpr.invars), made, outvars, constants)
+    used, kept = {a for a in outvars if not hasattr(a, "val")}, []
+    for eqn in reversed(made):  # without what nobody takes
+        if any(v in used for v in eqn.outvars):
+            kept.append(eqn)
+            used |= {a for a in eqn.invars if not hasattr(a, "val")}
+    return Inlined(list(jaxpr.invars), kept[::-1], outvars, constants)
 
 
 def _write(jaxpr: Any, names: dict[Any, Any], made: list[Equation], constants: set[Any]) -> None:

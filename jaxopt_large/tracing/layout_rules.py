@@ -47,7 +47,9 @@ class Rules:
     def __init__(self, sizes: Mapping[str, int], scatters: bool):
         self.sizes, self.scatters, self.costs, self.quiet = sizes, scatters, Costs(), 0
         self.already_sent: dict[Any, Layout] = {}  # in the function at hand
+        self.sums: dict[Any, Layout] = {}  # there, what has been summed
         self.narrow: dict[Any, Any] = {}  # there, the dtypes of what is sent in a narrower one
+        self.now = (1, 0)  # rounds and loops of the equation at hand
         self.beside: dict[Any, Dims] = {}  # how what a variable is added to, or multiplied by, is divided
 
     def bytes(self, aval: Any, dims: Dims) -> int:
@@ -98,24 +100,33 @@ class Rules:
             self.send("all-reduce", x.owed, self.bytes(aval, x.dims), rounds, loops)
         return Layout(x.dims, (), x.free)
 
+    def summed(self, atom: Any, x: Layout, rounds: int, loops: int) -> Layout:
+        """An operand of which all sums are done: once, whoever takes it."""
+        if x.owed and not hasattr(atom, "val"):
+            self.sums[atom] = self.settled(x, atom.aval, rounds, loops)
+            return self.sums[atom]
+        return self.settled(x, atom.aval, rounds, loops)
+
     def _by_elements(self, eqn: Any, operands: list[Layout], rounds: int, loops: int) -> list[Layout]:
         """Element by element, or not known: divided as operands of the result's shape are."""
-        shape = getattr(eqn.outvars[0].aval, "shape", ())
-        same = [
-            (a, x) for a, x in zip(eqn.invars, operands, strict=True) if getattr(a.aval, "shape", ()) == shape
-        ]
-        linear = eqn.primitive.name in _LINEAR.split()
-        if not linear:
-            same = [(a, self.settled(x, a.aval, rounds, loops)) for a, x in same]
-        elif eqn.primitive.name in ("mul", "div") and sum(bool(x.owed) for x in operands) > 1:
-            same = [(a, self.settled(x, a.aval, rounds, loops)) for a, x in same]  # a product of sums is none
-        elif eqn.primitive.name in SUMS.split() and any(x.owed for _, x in same):
-            most = joined([x for _, x in same])
-            if any(set(x.owed) != set(most.owed) for _, x in same if not x.free):
-                same = [
-                    (a, self.settled(self.moved(x, most.dims, a.aval, rounds, loops), a.aval, rounds, loops))
-                    for a, x in same
-                ]
+        if not eqn.outvars:
+            return []
+        shape, name = getattr(eqn.outvars[0].aval, "shape", ()), eqn.primitive.name
+        pairs = list(zip(eqn.invars, operands, strict=True))
+        if name not in _LINEAR.split() or (name == "mul" and sum(bool(x.owed) for _, x in pairs) > 1):
+            pairs = [(a, self.summed(a, x, rounds, loops)) for a, x in pairs]  # a product of sums is none
+        elif name == "div":
+            pairs[1] = pairs[1][0], self.summed(*pairs[1], rounds, loops)
+        same = [(a, x) for a, x in pairs if getattr(a.aval, "shape", ()) == shape]
+        for a, x in pairs:
+            if x.owed and getattr(a.aval, "shape", ()) != shape:
+                self.summed(a, x, rounds, loops)
+        most = joined([x for _, x in same]) if same else None
+        if most is not None and any(self._meets_otherwise(x, most, name) for _, x in same):
+            same = [
+                (a, self.settled(self.moved(x, most.dims, a.aval, rounds, loops), a.aval, rounds, loops))
+                for a, x in same
+            ]
         if not same:
             return [self._alike(eqn, operands, v) for v in eqn.outvars]
         if len(same) == len(eqn.outvars) > 1 and known(eqn).handed:
@@ -130,6 +141,12 @@ class Rules:
             out if getattr(v.aval, "shape", None) == shape else whole(getattr(v.aval, "ndim", 0))
             for v in eqn.outvars
         ]
+
+    @staticmethod
+    def _meets_otherwise(x: Layout, most: Layout, name: str) -> bool:
+        """Does something owe what others do not, or what divides them?"""
+        owed = set(x.owed)
+        return (name in SUMS.split() and not x.free and owed != set(most.owed)) or bool(owed & {*most.axes})
 
     def _alike(self, eqn: Any, operands: list[Layout], v: Any) -> Layout:
         """What is made of arrays of another shape: the dimensions that have their length stay divided."""
@@ -161,6 +178,8 @@ class Rules:
 
     def _on_broadcast_in_dim(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
         (out,), x, places = eqn.outvars, operands[0], eqn.params["broadcast_dimensions"]
+        if out.aval.size > eqn.invars[0].aval.size:  # what is summed is the smaller one
+            x = self.summed(eqn.invars[0], x, self.now[0], self.now[1])
         dims = [()] * out.aval.ndim
         for dim, place in enumerate(places):
             if eqn.invars[0].aval.shape[dim] == out.aval.shape[place]:
@@ -199,9 +218,11 @@ class Rules:
     def _sliced(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
-        """What has a part of a dimension: of that, each device needs the whole."""
-        x, aval, out = operands[0], eqn.invars[0].aval, eqn.outvars[0].aval
-        dims = tuple(a if n == m else () for a, n, m in zip(x.dims, aval.shape, out.shape, strict=True))
+        """What has a part of a dimension, or works along it: of that, each device needs the whole."""
+        x, aval, out, p = operands[0], eqn.invars[0].aval, eqn.outvars[0].aval, eqn.params
+        along = {p.get("dimension"), p.get("axis"), *(p.get("dimensions") or ())}
+        lengths = enumerate(zip(x.dims, aval.shape, out.shape, strict=True))
+        dims = tuple(a if n == m and d not in along else () for d, (a, n, m) in lengths)
         x = self.settled(self.moved(x, dims, aval, rounds, loops), aval, rounds, loops)
         return [x] * len(eqn.outvars)
 
@@ -220,15 +241,29 @@ class Rules:
         self.settled(new, eqn.invars[1].aval, rounds, loops)
         return [self.settled(x, eqn.invars[0].aval, rounds, loops)]
 
-    def _on_concatenate(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
-        x, along = joined(operands), eqn.params["dimension"]
-        return [Layout(tuple(() if d == along else a for d, a in enumerate(x.dims)), x.owed, x.free)]
+    def _on_concatenate(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        """Divided as its operands are; along a divided dimension their parts have to move."""
+        pairs = zip(eqn.invars, operands, strict=True)
+        if len({frozenset(x.owed) for x in operands if not x.free}) > 1:
+            operands = [self.summed(a, x, rounds, loops) for a, x in pairs]
+        x, (out,) = joined(operands), eqn.outvars
+        self.send("all-to-all", x.dims[eqn.params["dimension"]], self.bytes(out.aval, x.dims), rounds, loops)
+        return [x]
+
+    def _on_split(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
+        x, aval = operands[0], eqn.invars[0].aval
+        self.send("all-to-all", x.dims[eqn.params["axis"]], self.bytes(aval, x.dims), rounds, loops)
+        return [x] * len(eqn.outvars)
 
     def _on_dot_general(
         self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
     ) -> list[Layout]:
         (contract, batch), avals = eqn.params["dimension_numbers"], [a.aval for a in eqn.invars]
-        xs = [self.settled(x, aval, rounds, loops) for x, aval in zip(operands, avals, strict=True)]
+        xs = [self.summed(a, x, rounds, loops) for a, x in zip(eqn.invars, operands, strict=True)]
         free = [
             [d for d in range(len(x.dims)) if d not in c and d not in b]
             for x, c, b in zip(xs, contract, batch, strict=True)
@@ -250,7 +285,7 @@ class Rules:
     ) -> list[Layout]:
         """A product over channels and the window; the gradient of a kernel is one over the batch."""
         numbers, avals = eqn.params["dimension_numbers"], [a.aval for a in eqn.invars]
-        x, w = (self.settled(x, aval, rounds, loops) for x, aval in zip(operands, avals, strict=True))
+        x, w = (self.summed(a, x, rounds, loops) for a, x in zip(eqn.invars, operands, strict=True))
         (rows, channels, *_), (made, taken, *window) = numbers.lhs_spec, numbers.rhs_spec
         out: list[Any] = [()] * eqn.outvars[0].aval.ndim
         out[numbers.out_spec[0]] = x.dims[rows]

@@ -10,7 +10,7 @@ from .layouts import Layout
 from .nested import Nested
 from .primitives import known
 
-_FAST = 2**27  # bytes: what is smaller is often not written to memory
+_FAST = 2**25  # bytes: what is smaller is often not written to memory, of chips of which that is not known
 
 
 class Memory:
@@ -95,9 +95,11 @@ class Memory:
             for v in own
             if v in layouts and not layouts[v].free
         }
-        for v in [v for v in made if v in self._before]:
-            size = made.pop(v)
-            walk.held[id(v)] = 0 if v in walk.constants else size
+        walk.sent_narrow |= {v for v in made if sends and v in walk.narrow}
+        for v in (v for v in eqn.outvars if v in self._before):
+            size = made.pop(v, 0) or self._made_before(eqn, v, layouts)
+            if v not in walk.constants and not walk.quiet:
+                walk.held[self._name(eqn, v)] = size
         if self._donated:
             inside -= Alive(min(inside.large, sum(made.pop(v) for v in list(made) if v in self._outputs)))
         if not walk.scatters and eqn.primitive.name == "dot_general":  # CPUs copy slices of stacks for it
@@ -127,7 +129,27 @@ class Memory:
         self._free([v for v in ended if v not in given_up])
         self._free([v for v in made if v not in self._last])
         if not walk.quiet:  # written, and read again
-            walk.costs.traffic += 2 * rounds * sum(n for n in made.values() if n > _FAST)
+            walk.costs.traffic += 2 * rounds * sum(n for n in made.values() if n > (walk.fast or _FAST))
+
+    def _made_before(self, eqn: Any, v: Any, layouts: Mapping[Any, Layout]) -> int:
+        """Bytes of what works element by element on what a loop is given, if it is not larger than that."""
+        walk = self._walk
+        given = [a for a in eqn.invars if not hasattr(a, "val")]
+        if not _is_fused(eqn) or _is_view(eqn) or _may_send(eqn):
+            return 0
+        if any(walk.origin(a) in walk.sent_narrow for a in given):
+            return 0  # it is what it is made
+        size = walk.bytes(v.aval, layouts[v].dims)
+        return size if size <= sum(walk.bytes(a.aval, layouts[a].dims) for a in given) else 0
+
+    def _name(self, eqn: Any, v: Any) -> Any:
+        """The same for what is the same: compilers make it once."""
+        walk = self._walk
+        if eqn.primitive.name == "convert_element_type" and not hasattr(eqn.invars[0], "val"):
+            given = self._views.get(eqn.invars[0], eqn.invars[0])
+            outside = walk.origin(given)
+            return "convert", str(v.aval.dtype), () if outside is not given else walk.path, outside
+        return walk.path, v
 
     def _is_at(self, moment: Alive) -> None:
         self.peak = max(self.peak, moment, key=lambda x: x.fullness(self._walk.fast))

@@ -8,7 +8,7 @@ from .alive import Alive
 from .demands import SUMS
 from .hoisted import narrowed
 from .inlined import Inlined, inlined
-from .layout_rules import Rules
+from .layout_rules import Costs, Rules
 from .layouts import Dims, Layout, whole
 
 
@@ -25,7 +25,10 @@ class Nested(Rules):
         self.constants: set[Any] = set()  # what is made of nothing, wherever it is wanted
         self.rounds = [1]  # how often what stands in so many loops runs
         # bytes of what loops take that is made before them
-        self.held: dict[int, int] = {}
+        self.held: dict[Any, int] = {}
+        self.sent_narrow: set[Any] = set()  # what has come in a narrower dtype
+        self.path: tuple[int, ...] = ()  # the loops at hand
+        self.origins: dict[Any, Any] = {}  # what a loop's constants are called outside
 
     def through(
         self,
@@ -67,11 +70,20 @@ class Nested(Rules):
             self._narrowed[id(jaxpr)] = narrowed(jaxpr, inside)
         return self._narrowed[id(jaxpr)]
 
-    def _in_loop(self, times: int, *args: Any) -> tuple[list[Layout], Alive]:
+    def origin(self, atom: Any) -> Any:
+        """What a variable is called where it is made."""
+        while atom in self.origins:
+            atom = self.origins[atom]
+        return atom
+
+    def _in_loop(self, eqn: Any, times: int, *args: Any) -> tuple[list[Layout], Alive]:
         """`through`, of what a loop does so often."""
+        around = self.path
         self.rounds.append(self.rounds[-1] * times)
+        self.path = (*around, id(eqn))
         found = self.through(*args)
         self.rounds.pop()
+        self.path = around
         return found
 
     def _on_shard_map(
@@ -119,7 +131,13 @@ class Nested(Rules):
         for atom, v, x in zip(eqn.invars[m:], inner.invars[m:], xs, strict=True):
             if v in narrow:  # made before the loop
                 stack = self.bytes(atom.aval, ((), *x.dims))
-                self.held[id(atom)] = stack * narrow[v].itemsize // v.aval.dtype.itemsize
+                key = "convert", str(narrow[v]), self.path, self.origin(atom)
+                self.held[key] = stack * narrow[v].itemsize // v.aval.dtype.itemsize
+        self.origins |= {
+            v: a
+            for v, a in zip(inner.invars[:n], eqn.invars[:n], strict=True)
+            if not hasattr(a, "val") and v is not a
+        }
         ends = [None if d is None else d[1:] for d in demands[kept:]]
         owing = [
             k
@@ -131,12 +149,17 @@ class Nested(Rules):
             Layout(d) if x.free and d is not None and k not in owing else x
             for k, (x, d) in enumerate(zip(carry, demands[:kept], strict=True))
         ]
+        if not p["length"]:
+            stacks = [whole(v.aval.ndim) for v in eqn.outvars[kept:]]
+            return [*(x._replace(free=False) for x in carry), *stacks], Alive()
         changing = [loops + 1] * (len(operands) - n)
 
         def once(carry: list[Layout]) -> tuple[list[Layout], Alive]:
             wanted = [None if x.free or k in owing else x.dims for k, x in enumerate(carry)]
             given = [*operands[:n], *carry, *xs]
-            return self._in_loop(p["length"], body, given, [*wanted, *ends], [*levels[:n], *changing], owing)
+            return self._in_loop(
+                eqn, p["length"], body, given, [*wanted, *ends], [*levels[:n], *changing], owing
+            )
 
         self.quiet += 1
         for _ in range(3):  # constants take the layout of what replaces them
@@ -163,6 +186,7 @@ class Nested(Rules):
         carry = [x._replace(free=False) for x in operands[m:]]
         changing = [len(self.rounds)] * len(carry)
         _, alive = self._in_loop(
+            eqn,
             1,
             body.jaxpr,
             [*operands[n:m], *carry],
@@ -174,15 +198,27 @@ class Nested(Rules):
     def _on_cond(
         self, eqn: Any, operands: list[Layout], demands: list[Dims | None], levels: list[int]
     ) -> tuple[list[Layout], Alive]:
-        """The first branch; of the others only what they need of memory."""
-        peaks, results = [], None
+        """The branch that costs most; of the others only what they need of memory."""
+        found, around = [], self.costs
         for branch in eqn.params["branches"]:
-            self.quiet += results is not None
+            self.costs = Costs()
             made, alive = self.through(branch.jaxpr, operands[1:], demands, levels[1:])
-            self.quiet -= results is not None
-            results = results or made
-            peaks.append(alive)
-        return results or [], max(peaks, key=lambda x: x.fullness(self.fast), default=Alive())
+            found.append(
+                (
+                    sum(x.bytes * x.rounds for x in self.costs.sent),
+                    self.costs.flops,
+                    len(found),
+                    made,
+                    alive,
+                    self.costs,
+                )
+            )
+        self.costs = around
+        *_, results, _, costs = max(found, key=lambda x: x[:3])
+        if not self.quiet:
+            around.sent += costs.sent
+            around.flops, around.traffic = around.flops + costs.flops, around.traffic + costs.traffic
+        return results, max((x[4] for x in found), key=lambda x: x.fullness(self.fast))
 
 
 def with_axes(x: Layout, demand: Dims) -> Dims:

@@ -24,7 +24,7 @@ from .choices import (
 )
 from .planning import plan_of
 
-# of a budget that is left: plans are up to 9 % below the TPU compiler's peak (benchmarks/results/runs.json)
+# of a budget that is left: plans are up to 4 % below the TPU compiler's peak (benchmarks/results/runs.json)
 MARGIN = 0.1
 NEARLY = 1e-3  # of the cost: what differs by less is not worth more words in a file
 NOMINAL = CHIPS["v5e"]._replace(fast=0)  # whose speeds count where no chip is named
@@ -88,13 +88,13 @@ def within(config: Config, budget: int, *, chip: str | Chip | None = None) -> Ch
       ValueError: the parameters alone take more than the budget, however they are divided.
       RunError: the model has no loss, so that its activations are not known.
     """
-    chip = chip or NOMINAL
+    named, chip = chip is not None, chip or NOMINAL
     now = plan_of(config, chip=chip)
     if not now.has_model:
         wrong = "--budget needs activations, which are known of models with a loss, under parallel: jit"
         raise RunError(message("plan", wrong, do="Compare plans by --chip, whose headroom leaves them out"))
     if now.device_bytes <= budget * (1 - MARGIN):
-        return Choice(config, (), now, budget, ())
+        return Choice(config, (), now if named else now.without_chip(), budget, ())
     states = list(_states(config))
     least = min(state.parameters for state in states)
     if least > budget:
@@ -112,7 +112,9 @@ def within(config: Config, budget: int, *, chip: str | Chip | None = None) -> Ch
     new = changed(config, {path: value for change in changes for path, value in change.values.items()})
     made = plan_of(new, chip=chip)
     reasons = _reasons(config, changes, chip, made)
-    return Choice(None if best is None else new, changes, made, budget, reasons)
+    fits = best is not None and made.device_bytes <= budget
+    shown = made if named else made.without_chip()
+    return Choice(new if fits else None, changes, shown, budget, reasons)
 
 
 class _State(NamedTuple):

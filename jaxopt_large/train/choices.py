@@ -149,8 +149,12 @@ def groups_of(config: Config) -> dict[str, float]:
     largest = sorted(found, key=lambda g: -found[g])[:_MOST]
     if "*" in globs and "*" not in largest:
         largest[-1] = "*"
-    whole = sum(found.values())
-    return {g: n / whole for g, n in found.items() if g in largest and (n or g == "*")}
+    whole = max(sum(found.values()), 1)
+    shares = {g: n / whole for g, n in found.items() if g in largest and (n or g == "*")}
+    rest = 1.0 - sum(shares.values())  # of groups too small to be told apart
+    if len(shares) < len(found) or "*" in shares:
+        shares["*"] = shares.pop("*", 0.0) + rest
+    return shares
 
 
 def _moments(config: Config) -> list[str]:

@@ -207,6 +207,108 @@ def test_results_in_the_place_of_inputs_cost_nothing():
     assert _costs(product, *given, donated=True).alive == 64 * 64 * 4
 
 
+_DIVIDED = ((512, 256), _F32, P("data", "model"))
+
+
+@pytest.mark.parametrize(
+    ("function", "sums"),
+    [
+        (lambda x: x / jnp.sum(x, -1, keepdims=True), 1),
+        (lambda x: x * jnp.mean(x, -1, keepdims=True), 1),
+        (lambda x: x - jnp.mean(x, -1, keepdims=True), 1),
+        (jax.nn.softmax, 2),
+    ],
+    ids=["quotient", "product", "difference", "softmax"],
+)
+def test_what_rows_are_worked_on_with_is_summed_first(function, sums):
+    assert _sent(_costs(function, _DIVIDED)) == [("all-reduce", ("model",), 512 // 4 * 4, 1)] * sums
+
+
+def test_a_sum_is_sent_once_and_as_the_smaller_one():
+    found = _costs(lambda x, y: y / jnp.sum(x), _DIVIDED, ((64, 64), _F32, P()))
+    assert _sent(found) == [("all-reduce", ("data", "model"), 4, 1)]
+
+    def normalized(x):
+        return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+
+    found = _costs(normalized, ((4096, 64), _F32, P("data")))
+    assert sum(s.bytes for s in found.sent) <= 3 * 64 * 4
+
+    def gated(x, w):
+        y = x @ w
+        return y * jax.nn.sigmoid(y)
+
+    given = ((8, 16), _F32, P(None, "model")), ((16, 32), _F32, P("model"))
+    assert _sent(_costs(gated, *given)) == [("all-reduce", ("model",), 8 * 32 * 4, 1)]
+
+
+def test_the_branch_that_costs_most_counts():
+    def branches(w, y):
+        return jax.lax.cond(jnp.sum(y) > 0, lambda y: (y @ w) @ w, lambda y: y, y)
+
+    found = _costs(branches, ((64, 64), _F32, P()), ((128, 64), _F32, P("data")))
+    assert found.flops == 2 * 2 * 128 * 64 * 64 / 4
+    assert _sent(found) == [("all-reduce", ("data",), 4, 1)]
+
+
+def test_a_block_that_is_called_twice_counts_twice():
+    n, size = 1024, 1024 * 1024 * 4
+
+    @jax.jit
+    def block(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ jax.lax.sort(w)), None), x, None, length=3)[0]
+
+    given = ((n, n), _F32, P()), ((n, n), _F32, P()), ((64, n), _F32, P())
+    assert _costs(lambda a, b, x: block(b, block(a, x)), *given).alive >= 2 * size
+    assert _costs(lambda a, b, x: block(a, x), *given).alive < 1.5 * size
+
+
+def test_what_works_element_by_element_on_a_loops_constants_is_held():
+    n = 1024
+
+    def loop(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ jnp.sin(w)), None), x, None, length=3)[0]
+
+    assert _costs(loop, ((n, n), _F32, P()), ((64, n), _F32, P())).alive >= 4 * n * n
+
+    def narrow(w, x):
+        return jax.lax.scan(lambda h, _: (h @ w.astype(jnp.bfloat16), None), x, None, length=3)[0]
+
+    found = _costs(narrow, ((n, n), _F32, P()), ((64, n), jnp.bfloat16, P()))
+    assert 2 * n * n <= found.alive < 3 * n * n
+
+
+def test_what_does_not_run_costs_nothing():
+    def none(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, length=0)[0]
+
+    given = ((64, 64), _F32, P()), ((8, 64), _F32, P())
+    assert _costs(none, *given).flops == 0
+
+    def unused(w, x):
+        jax.debug.print("{}", x.sum())
+        del w
+        return x + 1.0
+
+    assert _costs(unused, *given).flops == 0
+    assert _costs(lambda w, x: (x @ w, x)[1], *given).flops == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (lambda x: jnp.cumsum(x, 0), ["all-gather"]),
+        (lambda x: x[::-1], ["all-gather"]),
+        (lambda x: jnp.cumsum(x, 1), []),
+        (lambda x: jnp.concatenate([x, x * 2.0]), ["all-to-all"]),
+        (lambda x: jnp.concatenate([x, x * 2.0], 1), []),
+        (lambda x: jnp.split(x, 2), ["all-to-all"]),
+    ],
+)
+def test_work_along_a_divided_dimension_is_sent_for(function, kinds):
+    assert [s.kind for s in _costs(function, ((64, 16), _F32, P("data"))).sent] == kinds
+
+
 def test_mapped_axes():
     def inside(x):
         return jax.lax.psum(x, "data"), jax.lax.all_to_all(x, "data", 0, 0, tiled=True)

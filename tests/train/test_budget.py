@@ -99,6 +99,27 @@ def test_groups_are_told_apart():
     assert 'placement.offload: "*dense_1*"' in [c.line for c in choices.offloaded(config)]
 
 
+@pytest.mark.parametrize(
+    "globs",
+    [
+        ("dense_0/kernel", "dense_0/bias", "dense_1/*", "dense_2/*"),
+        ("dense_0/kernel", "dense_0/bias", "dense_1/*", "*"),
+    ],
+)
+def test_groups_too_many_to_be_told_apart(globs):
+    """All that is offered can be built, and shares are of all parameters."""
+    config = _config("optimizer.groups={" + ", ".join(f'"{g}": {_SGD}' for g in globs) + "}")
+    assert sum(choices.groups_of(config).values()) == pytest.approx(1.0)
+    for change in choices.formats(config):
+        assert choices.state_plan(choices.with_changes(config, [change])) is not None, change.line
+
+
+def test_no_chip_that_was_not_asked_for_is_told():
+    assert budgets.within(_config(), 2**40).plan.chip is None
+    assert budgets.within(_config(), 7 * 2**20).plan.chip is None
+    assert budgets.within(_config(), 2**40, chip="v5e").plan.chip.name == "v5e"
+
+
 def test_what_fits_stays_as_it_is():
     choice = budgets.within(_config(), 2**40)
     assert choice.changes == ()

@@ -58,7 +58,7 @@ def _final(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.full)])
 def test_killed_at_random_moments(kills, tmp_path):
     cache, chance = tmp_path / "cache", random.Random(20261123)
     _finish(_start(tmp_path / "whole", cache))
