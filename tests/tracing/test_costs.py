@@ -229,7 +229,7 @@ def test_a_sum_is_sent_once_and_as_the_smaller_one():
     assert _sent(found) == [("all-reduce", ("data", "model"), 4, 1)]
 
     def normalized(x):
-        return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+        return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
 
     found = _costs(normalized, ((4096, 64), _F32, P("data")))
     assert sum(s.bytes for s in found.sent) <= 3 * 64 * 4
