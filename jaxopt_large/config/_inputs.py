@@ -53,13 +53,24 @@ class TextData(Group):
     validation_windows: Count = 256
 
 
+class TokensData(Group):
+    """Files of token ids, as tokenizing tools write them; they may be larger than memory."""
+
+    kind: Literal["tokens"]
+    path: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | None = None
+    context: Count = 128
+    validation_windows: Count = 256
+    dtype: Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"] = "uint16"  # of .bin files
+    validation: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | None = None
+
+
 class DigitsData(Group):
     """scikit-learn's handwritten digits."""
 
     kind: Literal["digits"]
 
 
-Data = Annotated[StdlibData | TextData | DigitsData, Field(discriminator="kind")]
+Data = Annotated[StdlibData | TextData | TokensData | DigitsData, Field(discriminator="kind")]
 
 
 # --- model --------------------------------------------------------------------------------------------
@@ -145,7 +156,7 @@ def misfits(data: Data, model: Model) -> str:
     kinds = (data.kind == "digits", model.kind == "mlp")
     if model.kind in ("transformer", "mlp") and kinds[0] != kinds[1]:
         return f"model.kind: {model.kind} does not fit the data, {data.kind}"
-    if model.kind == "transformer" and model.vocabulary < _BYTES:
+    if model.kind == "transformer" and data.kind != "tokens" and model.vocabulary < _BYTES:
         return f"model.vocabulary: {model.vocabulary} is too small; bytes are {_BYTES}"
     if model.kind == "mlp" and model.inputs != _PIXELS:
         return f"model.inputs: {model.inputs} is not the number of pixels, {_PIXELS}"

@@ -18,6 +18,9 @@ _SIMULATED = 256  # devices of one CPU: more take minutes to compile for
 _PLAN = "to plan it, print(jl.explain(jl.build(config), params)), as the README does under Configurations"
 
 
+_OF_FILES = {"text": "text files", "tokens": ".npy or .bin files"}  # kinds of data -> what they are read from
+
+
 def check_trains(config: Config, model: Model) -> None:
     """Raises for a configuration that describes no training: its model or its data are only shapes.
 
@@ -27,10 +30,10 @@ def check_trains(config: Config, model: Model) -> None:
     missing, do = [], "To see a run: jaxopt-large train configs/stdlib_gpt.yaml"
     if model.loss is None:
         missing.append(f"model.kind {config.model.kind!r} has no forward pass")
-    if config.data.kind == "text" and config.data.path is None:
+    if config.data.kind in _OF_FILES and getattr(config.data, "path", None) is None:
         missing.append("data.path is not set")
         if model.loss is not None:
-            do = f"To train it: --set data.path=FOLDER, with text files in it. {do}"
+            do = f"To train it: --set data.path=FOLDER, with {_OF_FILES[config.data.kind]} in it. {do}"
     if missing:
         if config.placement.devices > _SIMULATED:
             missing.append(f"its mesh has {config.placement.devices:,} devices")

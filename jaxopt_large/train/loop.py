@@ -90,7 +90,7 @@ def train(
     with folder.taken(resume=resume, overwrite=overwrite) as note:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-        dataset = load_data(config.data, config.seed)
+        dataset = load_data(config.data, config.seed, vocabulary=getattr(config.model, "vocabulary", None))
         with _refusals():
             execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
             run = _Run(config, folder, dataset, execution, console, mesh)

@@ -77,7 +77,7 @@ class Card:
 
     def _data(self) -> str:
         facts = self._dataset.facts
-        size = f"{facts['files']} files, {facts['train_bytes'] / 1e6:.1f} MB" if "files" in facts else ""
+        size = f"{facts['files']} files, {_amount(facts)}" if "files" in facts else ""
         size = size or f"{facts['examples']} examples"
         return f"{self._dataset.name}, {size}, SHA-256 {facts['sha256'][:12]}"
 
@@ -122,3 +122,10 @@ def _table() -> Table:
 def _count(number: int) -> str:
     digits = int(math.log10(max(number, 1))) // 3
     return f"{number / 1000**digits:.3g}{('', ' k', ' M', ' G', ' T')[digits]}"
+
+
+def _amount(facts: dict[str, Any]) -> str:
+    """How much there is to train on."""
+    if "train_tokens" in facts:
+        return f"{facts['train_tokens'] / 1e6:.1f} M tokens"
+    return f"{facts['train_bytes'] / 1e6:.1f} MB"
