@@ -33,15 +33,18 @@ _LEAF = (16, 1024, 1024)  # 64 MiB in float32
 
 def _tree(gib, kind):
     """Arrays of so many GiB together; of int8 the codes and scales of both moments."""
-    params = {
-        f"w{n}": jax.random.normal(jax.random.key(n), _LEAF)
-        for n in range(int(gib * 16 / (1 if kind == "float32" else 0.5)))
-    }
+
+    @jax.jit
+    def leaf(key):
+        return jax.random.normal(key, _LEAF)
+
+    keys = jax.random.split(jax.random.key(0), int(gib * (16 if kind == "float32" else 32)))
     if kind == "float32":
-        return jax.block_until_ready(params)
+        return jax.block_until_ready({f"w{n}": leaf(key) for n, key in enumerate(keys)})
     rule = jl.stored(jl.adamw(1e-3), mu=jl.int8(), nu=jl.int8())
-    step = jax.jit(lambda p: rule.update(p, rule.init(p), p)[1])
-    return jax.block_until_ready({name: step({name: x}) for name, x in params.items()})
+    step = jax.jit(lambda x, state: rule.update({"w": x}, state, {"w": x})[1])
+    fresh = rule.init({"w": jnp.zeros(_LEAF)})
+    return jax.block_until_ready({f"w{n}": step(leaf(key), fresh) for n, key in enumerate(keys)})
 
 
 def _timed(function):
