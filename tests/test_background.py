@@ -96,6 +96,17 @@ def test_room_is_a_number(tmp_path):
         jl.save(tmp_path / "c", _tree(), wait=False, host_bytes=-1)
 
 
+@pytest.mark.parametrize("act", [jl.save, jl.restore, jl.restore_changed])
+def test_remote_stores_are_refused(act):
+    with pytest.raises(
+        ValueError, match=r"a remote store is not supported, got 'gs://bucket/c'; folders whose"
+    ):
+        act("gs://bucket/c", {"w": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="a remote store is not supported"):
+        jl.read_metadata("s3://bucket/c")
+    assert not Path("gs:").exists()
+
+
 def test_another_save_waits_for_it(slow, tmp_path):
     first = jl.save(tmp_path / "a", _tree(0), wait=False)
     threading.Timer(0.2, slow.set).start()

@@ -1,5 +1,6 @@
 """Checkpoints that say so when they are damaged, and states that go on under another rule."""
 
+from ._files import local as local
 from ._logical import unpadded as unpadded
 from ._manifest import CheckpointError as CheckpointError
 from ._manifest import NotWrittenError as NotWrittenError

@@ -6,7 +6,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .._errors import Problems
+from .._errors import Problems, message
 
 _CHUNK = 2**20  # bytes of a file read at a time
 _THREADS = 4  # that read files; zlib lets others run meanwhile
@@ -59,6 +59,19 @@ def sync_to_disk(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def local(who: str, path: str | os.PathLike[str]) -> Path:
+    """The folder of that name on this machine.
+
+    Raises:
+      ValueError: the path is of a remote store: what is whole there takes more than a rename.
+    """
+    if "://" in (text := os.fspath(path)):
+        wrong = f"a remote store is not supported, got {text!r}"
+        do = "Write to a folder, mounted or local, and copy it from there"
+        raise ValueError(message(who, wrong, allowed="folders whose files can be renamed and synced", do=do))
+    return Path(path).absolute()
 
 
 def standing(target: Path) -> Path:

@@ -19,7 +19,7 @@ from .._nodes import StateNode, answers
 from .._paths import path_string
 from .._processes import on_any
 from ._checksums import checksums, on_host
-from ._files import standing
+from ._files import local, standing
 from ._identity import identities
 from ._leaves import Form, form, from_disk, named_leaves, placed, read_arrays, to_disk
 from ._leaves import write_arrays as _write_arrays
@@ -92,7 +92,7 @@ def save(
         stands, nothing else is left. It is an `OSError` too, with the system's `errno`. Or one that was
         begun before could not be written.
       TypeError: a leaf or the metadata cannot be saved; nothing is written.
-      ValueError: host_bytes < 0.
+      ValueError: host_bytes < 0, or a path like gs://...
       ModuleNotFoundError: orbax-checkpoint is missing; install jaxopt_large[train].
 
     >>> path = os.path.join(tempfile.mkdtemp(), "step_1")
@@ -105,7 +105,7 @@ def save(
     if host_bytes is not None and (isinstance(host_bytes, bool) or host_bytes < 0):
         raise ValueError(message("save", f"host_bytes is out of range, got {host_bytes!r}", allowed=">= 0"))
     wait_for_last()
-    target = Path(path).absolute()
+    target = local("save", path)
     if standing(target).exists() and not overwrite:
         raise FileExistsError(
             message(
@@ -160,7 +160,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
       ValueError: it holds other arrays than `like`; all differences are named. A state of `zero` or
         `offload` in `like` does not say where it belongs.
     """
-    source = standing(Path(path).absolute())
+    source = standing(local("restore", path))
     manifest = read_manifest(source)
     _check_placed("restore", like)
     logical = unpadded_like(like)
@@ -210,7 +210,7 @@ def restore_changed(
     >>> print(report)
     kept 3, new 0, dropped 0
     """
-    source = standing(Path(path).absolute())
+    source = standing(local("restore_changed", path))
     manifest = read_manifest(source)
     _check_placed("restore_changed", like)
     logical = unpadded_like(like)
@@ -238,7 +238,7 @@ def restore_changed(
 
 def difference(path: str | os.PathLike[str], like: Any) -> RestoreReport:
     """What `restore_changed` would do; no array is read."""
-    manifest, logical = read_manifest(standing(Path(path).absolute())), unpadded_like(like)
+    manifest, logical = read_manifest(standing(local("restore_changed", path))), unpadded_like(like)
     return compared(manifest["arrays"], logical, named_leaves("restore_changed", logical), {})
 
 
@@ -249,7 +249,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the manifest is missing, damaged or not one of ours.
     """
-    return read_manifest(standing(Path(path).absolute()))["metadata"]
+    return read_manifest(standing(local("restore", path)))["metadata"]
 
 
 def _target(x: Any) -> jax.ShapeDtypeStruct:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from .._errors import message
+from ..checkpoint import local
 from ..config import Config, build, learning_rate, settings, to_yaml
 from ..data import Batch, Batches, Dataset, load_data
 from ..gradient_norm import watched
@@ -84,9 +85,10 @@ def train(
     check_fits(model.abstract())
     main = jax.process_index() == 0
     console = console or Console(quiet=not main)
-    folder = RunFolder(
-        Path(runs) / config.name, keep=config.train.keep, writes=main, policy=config.train.checkpoint
-    )
+    with _refusals():
+        local("train", runs)
+    policy = config.train.checkpoint
+    folder = RunFolder(Path(runs) / config.name, keep=config.train.keep, writes=main, policy=policy)
     with folder.taken(resume=resume, overwrite=overwrite) as note:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)

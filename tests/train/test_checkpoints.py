@@ -122,6 +122,11 @@ def test_the_best_stays(tmp_path, quiet_console):
     assert len(steps) == 2  # the loss grew at that rate
 
 
+def test_a_run_in_a_remote_store_is_refused(quiet_console):
+    with pytest.raises(RunError, match="train: a remote store is not supported, got 'gs://bucket/runs'"):
+        train(_config(), runs="gs://bucket/runs", console=quiet_console)
+
+
 def test_bad_settings(tmp_path, quiet_console):
     with pytest.raises(ConfigError, match=r"train.checkpoint.host_bytes: .*16GiB"):
         _config("train.checkpoint.host_bytes=lots")
