@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-_TURNS: dict[
-    str, Iterator[int]
-] = {}  # of `on_any_later`; all processes take those of a topic in the same order
+_TURNS: dict[str, Iterator[int]] = {}  # topic -> turns of `on_any_later`, the same on all processes
 _PATIENCE = 6 * 3600 * 1000  # milliseconds that the slowest process may take to write
 
 
@@ -44,7 +42,11 @@ def on_any_later(flag: bool, about: str) -> bool:
     from orbax.checkpoint import multihost  # JAX has no public name for the service where processes meet
 
     client = multihost.get_jax_distributed_client()
-    topic = f"jaxopt_large/{about}/{next(_TURNS.setdefault(about, itertools.count()))}"
+    turn = next(_TURNS.setdefault(about, itertools.count()))
+    topic = f"jaxopt_large/{about}/{turn}"
     client.key_value_set(f"{topic}/{jax.process_index()}", str(int(flag)))
     client.wait_at_barrier(f"{topic}/all", _PATIENCE)
-    return any(value == "1" for _, value in client.key_value_dir_get(f"{topic}/"))
+    found = any(value == "1" for _, value in client.key_value_dir_get(f"{topic}/"))
+    if is_writer() and turn:  # all have read what was said before this
+        client.key_value_delete(f"jaxopt_large/{about}/{turn - 1}/")
+    return found

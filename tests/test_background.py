@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -92,7 +93,7 @@ def test_what_has_no_room_is_written_before_it_returns(room, tmp_path):
 
 
 def test_room_is_a_number(tmp_path):
-    with pytest.raises(ValueError, match=r"save: host_bytes is out of range, got -1; .*>= 0"):
+    with pytest.raises(ValueError, match=r"save: host_bytes is out of range, got -1; an integer >= 0"):
         jl.save(tmp_path / "c", _tree(), wait=False, host_bytes=-1)
 
 
@@ -124,7 +125,7 @@ def test_whoever_waits_first_is_told(who, tmp_path, monkeypatch):
 
         patch.setattr(api, "_write_arrays", full)
         saving = jl.save(tmp_path / "a", _tree(), wait=False)
-        saving._thread.join()
+        saving.wait_for_end()
     with pytest.raises(jl.CheckpointError, match=r"save: '.*/a' could not be written, got ENOSPC") as caught:
         saving.wait() if who == "wait" else jl.save(tmp_path / "b", _tree())
     assert len(str(caught.value).splitlines()) == 1
@@ -169,6 +170,66 @@ def test_the_end_of_a_program_waits_for_it(how, tmp_path):
     assert (run.returncode == 0) == (how == "end"), err
     assert ("KeyboardInterrupt" in err) == (how == "interrupt")
     assert jl.restore(tmp_path / "c", {"w": jnp.zeros(100000)})["w"][-1] == 99999
+
+
+def test_who_is_interrupted_while_waiting_loses_nothing(slow, tmp_path, monkeypatch):
+    """It is not over, and is still the last: another save waits for it, and does not come before it."""
+    saving = jl.save(tmp_path / "c", {"w": jnp.zeros(3)}, wait=False)
+    for waits in (saving.wait, _saving.wait_for_last):
+        with monkeypatch.context() as patch:
+            patch.setattr(saving._over, "wait", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                waits()
+        assert not saving.done
+    threading.Timer(0.2, slow.set).start()
+    jl.save(tmp_path / "c", {"w": jnp.ones(3)}, overwrite=True)
+    assert saving.done
+    assert jl.restore(tmp_path / "c", {"w": jnp.zeros(3)})["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def _interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def test_who_restores_it_waits_for_it(slow, tmp_path):
+    jl.save(tmp_path / "c", {"w": jnp.zeros(3)}, wait=False)
+    threading.Timer(0.2, slow.set).start()
+    assert jl.restore(tmp_path / "c", {"w": jnp.ones(3)})["w"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P(None, "model"), P("data", "model")])
+def test_of_replicas_one_is_copied(spec, tmp_path):
+    mesh = make_mesh((4, 2), ("data", "model"))
+    x = jax.device_put(_tree()["w"], NamedSharding(mesh, spec))
+    copy = _saving.copied({"w": x})["w"]
+    held = (
+        copy.nbytes if isinstance(copy, np.ndarray) else sum(s.data.nbytes for s in copy.addressable_shards)
+    )
+    assert held == x.nbytes
+    now, later = _saving.parted({"w": x}, x.nbytes)
+    assert (list(now), list(later)) == ([], ["w"])
+    jl.save(tmp_path / "c", {"w": x}, wait=False).wait()
+    _same(jl.restore(tmp_path / "c", {"w": x}), {"w": x})
+
+
+def test_others_may_log_errors_meanwhile(slow, tmp_path, caplog):
+    saving = jl.save(tmp_path / "c", {"w": jnp.zeros(3)}, wait=False)
+    logging.getLogger("absl").error("the loss is no number")
+    assert "the loss is no number" in caplog.text
+    slow.set()
+    saving.wait()
+
+
+@pytest.mark.slow
+def test_a_failure_that_nobody_waits_for_is_said_at_the_end(tmp_path):
+    program = _PROGRAM.replace(
+        "    write(folder, arrays)\n", "    raise OSError(28, 'No space left on device')\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "c"), "end"]
+    run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith("save: ")
+    assert not (tmp_path / "c").exists()
 
 
 # --- checksums of parts ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _CHUNKS = 32  # of a device's share
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**20, 2**24  # bytes; of smaller ones orbax warns
 _QUIET = 0.2  # seconds without a late failure after which none is under way
 _LOGGERS = ("absl", "asyncio")
+_NOISY = ("orbax", "asyncio", "tensorstore")  # in the path of what logs
 _T = TypeVar("_T")
 
 
@@ -151,4 +152,4 @@ class _Late:
 
 
 def _is_no_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
+    return record.levelno < logging.ERROR or not any(name in record.pathname for name in _NOISY)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .._processes import is_writer
+
 _PARTS = ".parts.json"
 _LARGEST = 2**24  # bytes of a part
 _THREADS = 8  # zlib and NumPy let others run meanwhile
@@ -63,15 +65,22 @@ def parts_of(arrays: Mapping[str, Any]) -> dict[str, list[Part]]:
 
 def changed(arrays: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> dict[str, Box]:
     """The arrays that are not as they were, and where; all processes must ask for the same arrays."""
-    tasks = []
+    tasks, wrong = [], {}
     for name, x in arrays.items():
-        whole = _gathered(x) if _is_torn(x, parts[name]) else None
-        held = [(_everything(x), whole)] if whole is not None else list(_held(x, first=False))
-        tasks += [(name, part, held) for part in parts[name]]
+        if _is_torn(x, parts[name]):  # one after another: all of it is here then
+            whole = [(_everything(x), _gathered(x))]
+            bad = [part.box for part in parts[name] if not _is_same(part, whole)]
+            if bad:
+                wrong[name] = bad[0]
+        else:
+            held = list(_held(x, first=False))
+            tasks += [(name, part, held) for part in parts[name]]
     with ThreadPoolExecutor(_workers()) as pool:
         same = pool.map(lambda t: _is_same(t[1], t[2]), tasks)
-        wrong = [(name, part.box) for (name, part, _), fits in zip(tasks, same, strict=True) if not fits]
-    return dict(reversed(wrong))  # of each array the first
+        for (name, part, _), fits in zip(tasks, same, strict=True):
+            if not fits:
+                wrong.setdefault(name, part.box)
+    return wrong
 
 
 def sealed(entries: Sequence[Any]) -> str:
@@ -114,7 +123,8 @@ def _held(x: Any, *, first: bool) -> Iterator[tuple[Box, Any]]:
     """
     if not isinstance(x, jax.Array):
         x = np.asarray(x)
-        yield _everything(x), x
+        if is_writer() or not first:
+            yield _everything(x), x
         return
     seen = set()
     for shard in x.addressable_shards:
@@ -147,7 +157,10 @@ def _cut(box: Box, itemsize: int) -> Iterator[Box]:
 
 def _view(held: Any, box: Box, inner: Box) -> np.ndarray:
     """A part of what lies in `box`."""
-    return np.asarray(held)[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(inner, box, strict=True))]
+    place = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(inner, box, strict=True))
+    if isinstance(held, jax.Array) and next(iter(held.devices())).platform != "cpu":
+        return np.asarray(held[place])  # of the whole array JAX would keep a copy on the host
+    return np.asarray(held)[place]
 
 
 def _crc(x: np.ndarray) -> int:

@@ -10,8 +10,9 @@ from .._errors import message
 from .._processes import is_beside, is_writer, on_any, on_any_later
 from .._writing import not_written, number_of
 from ._files import sync_to_disk, take_name
+from ._leaves import Form
 from ._manifest import NotWrittenError, write_manifest
-from ._parts import parts_of, read_parts, sealed, write_parts
+from ._parts import Part, covers, parts_of, read_parts, sealed, write_parts
 
 ARRAYS, FIRST = "arrays", "arrays.0"  # the second of what was written before a step went on
 _FILES, _ENTRIES = 64 * 2**10, 3 * 2**9  # bytes at most beside the arrays', of each checkpoint and array
@@ -67,24 +68,29 @@ class Writing:
     def _finish(self) -> None:
         for name, parts in read_parts(self._aside).items():
             self._entries[name] |= {"checksum": sealed(parts), "parts": parts}
+        for name, entry in self._entries.items():
+            if not covers(Form.of_entry(entry).disk_shape, map(Part.of_entry, entry.get("parts", ()))):
+                raise OSError(f"what processes have written of {name} is not all there")
         write_manifest(self._aside, self._entries, self._metadata)
         sync_to_disk(self._aside)
         take_name(self._aside, self._target)
 
     def _stage(self, stage: Callable[[], Any]) -> None:
         """Does something on all processes; if one fails, nothing is left, and all raise."""
-        failure = None
+        failure: BaseException | None = None
         try:
             stage()
-        except Exception as error:  # tensorstore and orbax raise many kinds when the disk is full
+        except BaseException as error:  # tensorstore and orbax raise many kinds when the disk is full
             failure = error
         failed = failure is not None
         if on_any_later(failed, "written") if is_beside() else on_any(failed):
             if is_writer():
                 shutil.rmtree(self._aside, ignore_errors=True)
+            if failure is not None and not isinstance(failure, Exception):
+                raise failure  # it is to end the program
             raise self._not_written(failure)
 
-    def _not_written(self, failure: Exception | None) -> NotWrittenError:
+    def _not_written(self, failure: BaseException | None) -> NotWrittenError:
         if failure is None:
             wrong = (
                 f"{str(self._target)!r} could not be written, another process has failed to write its part"

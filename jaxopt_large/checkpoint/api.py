@@ -27,7 +27,7 @@ from ._logical import repadded, unpadded, unpadded_like
 from ._manifest import CheckpointError, as_json, check_files, read_manifest
 from ._matching import RestoreReport, check_same, compared
 from ._parts import Part, changed, covers, sealed
-from ._saving import Saving, begin, copied, parted, wait_for_last
+from ._saving import Saving, begin, copied, parted, wait_for, wait_for_last
 from ._writing import ARRAYS, Writing
 
 
@@ -102,8 +102,9 @@ def save(
     >>> saving = jl.save(os.path.join(tempfile.mkdtemp(), "step_2"), {"w": jnp.arange(3.0)}, wait=False)
     >>> saving.wait()
     """
-    if host_bytes is not None and (isinstance(host_bytes, bool) or host_bytes < 0):
-        raise ValueError(message("save", f"host_bytes is out of range, got {host_bytes!r}", allowed=">= 0"))
+    if host_bytes is not None and (type(host_bytes) is not int or host_bytes < 0):
+        wrong = f"host_bytes is out of range, got {host_bytes!r}"
+        raise ValueError(message("save", wrong, allowed="an integer >= 0"))
     wait_for_last()
     target = local("save", path)
     if standing(target).exists() and not overwrite:
@@ -160,7 +161,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, verify: bool = True) -> 
       ValueError: it holds other arrays than `like`; all differences are named. A state of `zero` or
         `offload` in `like` does not say where it belongs.
     """
-    source = standing(local("restore", path))
+    source = standing(_there("restore", path))
     manifest = read_manifest(source)
     _check_placed("restore", like)
     logical = unpadded_like(like)
@@ -210,7 +211,7 @@ def restore_changed(
     >>> print(report)
     kept 3, new 0, dropped 0
     """
-    source = standing(local("restore_changed", path))
+    source = standing(_there("restore_changed", path))
     manifest = read_manifest(source)
     _check_placed("restore_changed", like)
     logical = unpadded_like(like)
@@ -238,7 +239,7 @@ def restore_changed(
 
 def difference(path: str | os.PathLike[str], like: Any) -> RestoreReport:
     """What `restore_changed` would do; no array is read."""
-    manifest, logical = read_manifest(standing(local("restore_changed", path))), unpadded_like(like)
+    manifest, logical = read_manifest(standing(_there("restore_changed", path))), unpadded_like(like)
     return compared(manifest["arrays"], logical, named_leaves("restore_changed", logical), {})
 
 
@@ -249,7 +250,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: nothing stands at `path`.
       CheckpointError: the manifest is missing, damaged or not one of ours.
     """
-    return read_manifest(standing(local("restore", path)))["metadata"]
+    return read_manifest(standing(_there("restore", path)))["metadata"]
+
+
+def _there(who: str, path: str | os.PathLike[str]) -> Path:
+    """A checkpoint's folder; one that is being written is whole then."""
+    found = local(who, path)
+    wait_for(str(found))
+    return found
 
 
 def _target(x: Any) -> jax.ShapeDtypeStruct:
@@ -266,12 +274,18 @@ def _read(source: Path, manifest: dict[str, Any], targets: dict[str, Any], *, ve
         if x.size:
             folders.setdefault(entries[name].get("folder", ARRAYS), {})[name] = x
     arrays: dict[str, Any] = {}
+    failure = None
     try:
         for folder, wanted in folders.items():
             arrays |= read_arrays(source / folder, wanted)
-    except CheckpointError:
-        check_files(source, manifest, arrays=True)  # which of them it is
-        raise
+    except CheckpointError as error:
+        failure = error
+    if on_any(failure is not None):
+        if failure is not None:
+            check_files(source, manifest, arrays=True)  # which of them it is
+            raise failure
+        text = f"checkpoint {str(source)!r} is damaged, as another process has found"
+        raise CheckpointError(message("restore", text, do="Restore an earlier one"))
     for name, x in targets.items():
         if not x.size:
             arrays[name] = jnp.zeros(x.shape, x.dtype, device=x.sharding)

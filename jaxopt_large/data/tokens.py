@@ -1,7 +1,7 @@
 """Token ids as tokenizing tools write them: files of numbers, mapped into memory and never read whole."""
 
+import contextlib
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ _SAMPLES, _SAMPLE = 64, 2**16  # places of a file, and bytes there, by which it 
 
 
 class _File(NamedTuple):
-    """A file of ids; `first` and `size` in ids."""
+    """A file of ids, or a part of one."""
 
     path: Path
     ids: np.ndarray
-    header: int  # bytes before the first id
+    header: int  # bytes before the first of them
 
 
 def tokens(
@@ -55,7 +55,9 @@ def tokens(
     del seed
     files = _files(path, dtype)
     if validation is not None:
-        train, validates = files, _files(validation, dtype)
+        validates = _files(validation, dtype)
+        others = {f.path.resolve() for f in validates}
+        train = [f for f in files if f.path.resolve() not in others]
     else:
         cuts = [len(f.ids) - len(f.ids) // 10 for f in files]
         train = [f._replace(ids=f.ids[:cut]) for f, cut in zip(files, cuts, strict=True)]
@@ -65,10 +67,13 @@ def tokens(
         ]
     windows = _Windows(train, context, vocabulary)
     spread = _Windows(validates, context, vocabulary)
-    for part, found in (("training", windows), ("validation", spread)):
+    for part, found, some in (("training", windows, train), ("validation", spread, validates)):
         if not found.count:
-            wrong = f"too little {part} data in {str(path)!r}, got files of {[len(f.ids) for f in files]} ids"
-            raise DataError(message("data", wrong, allowed=f"one of more than data.context = {context}"))
+            where = validation if part == "validation" and validation is not None else path
+            longest = max((len(f.ids) for f in some), default=0)
+            wrong = f"too little {part} data in {str(where)!r}, got {longest} ids at most in a file"
+            allowed = f"one of more than data.context = {context}"
+            raise DataError(message("data", wrong, allowed=allowed, do="Add longer files, or lower it"))
     chosen = np.linspace(0, spread.count - 1, min(validation_windows, spread.count)).astype(np.int64)
     return Dataset(
         name=Path(path).name,
@@ -78,7 +83,7 @@ def tokens(
         tokens_per_example=context,
         unit="token",
         facts={
-            "sha256": _known_by([*files, *([] if validation is None else validates)]),
+            "sha256": _known_by([*train, *validates]),
             "files": len(files),
             "train_tokens": sum(len(f.ids) for f in train),
             "validation_tokens": sum(len(f.ids) for f in validates),
@@ -104,22 +109,32 @@ class _Windows:
         file = self._files[number]
         start = (index - (int(self._ends[number - 1]) if number else 0)) * self._context
         ids = np.asarray(file.ids[start : start + self._context + 1])
-        most = math.inf if self._vocabulary is None else self._vocabulary
+        most = min(2**31, self._vocabulary or 2**31)  # models take them in 32 bits
         wrong = np.flatnonzero((ids < 0) | (ids >= most))
         if wrong.size:
             place = int(wrong[0])
             at = file.header + (start + place) * file.ids.itemsize
             text = f"an id is not in the vocabulary, got {ids[place]} in {str(file.path)!r} at byte {at}"
-            raise DataError(message("data", text, allowed=f"0 to {most - 1}, by model.vocabulary"))
+            raise DataError(
+                message(
+                    "data",
+                    text,
+                    allowed=f"0 to {most - 1}, by model.vocabulary",
+                    do="Raise that, or tokenize anew",
+                )
+            )
         return {"tokens": ids.astype(np.int32)}
 
 
 def _files(path: str | Path, dtype: str) -> list[_File]:
-    root = Path(path).expanduser()
+    root = Path(path)
+    with contextlib.suppress(RuntimeError):  # there is no such user
+        root = root.expanduser()
     if not root.exists():
         wrong = f"there is no file or folder {str(path)!r}"
-        raise FileNotFoundError(message("data", wrong, do="Give one of .npy or .bin files as data.path"))
-    found = sorted(f for f in root.rglob("*") if f.suffix in _OPENED) if root.is_dir() else [root]
+        raise FileNotFoundError(message("data", wrong, do="Give one of .npy or .bin files"))
+    inside = (f for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
+    found = sorted(f for f in inside if f.suffix in _OPENED) if root.is_dir() else [root]
     if not found or any(f.suffix not in _OPENED for f in found):
         wrong = f"no token ids are in {str(path)!r}"
         raise DataError(message("data", wrong, allowed=".npy and .bin files"))
@@ -142,7 +157,7 @@ def _npy(file: Path, dtype: str) -> _File:
         ids = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         wrong = f"{str(file)!r} is no array, or a truncated one, got {error}"
-        raise DataError(message("data", wrong)) from None
+        raise DataError(message("data", wrong, do="Write it anew")) from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         wrong = f"{str(file)!r} holds no ids, got {ids.dtype}{list(ids.shape)}"
         raise DataError(message("data", wrong, allowed="integers in one dimension"))
@@ -153,11 +168,12 @@ _OPENED = {".bin": _raw, ".npy": _npy}
 
 
 def _known_by(files: Sequence[_File]) -> str:
-    """A hash of names, sizes and samples: files of any size are known again in no time."""
+    """A hash of names, sizes, dtypes, what is taken of them, and samples: known again in no time."""
     digest = hashlib.sha256()
     for file in files:
         size = os.path.getsize(file.path)
-        digest.update(f"{file.path.name}\0{size}\0".encode())
+        told = file.path.name, size, file.ids.dtype, file.header, len(file.ids)
+        digest.update(repr(told).encode())
         with file.path.open("rb") as stream:
             for place in np.linspace(0, max(size - _SAMPLE, 0), _SAMPLES).astype(np.int64):
                 stream.seek(int(place))

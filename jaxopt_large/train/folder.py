@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from .._errors import message
 from .._processes import on_any, on_any_later
 from .._writing import not_written
@@ -32,6 +34,7 @@ from .lock import NAME, Lock
 
 _STEP = re.compile(r"step_(\d+)$")
 _CONFIG = "config.yaml"
+_TURNS = 10  # steps between two questions to other processes
 
 
 class Loaded(NamedTuple):
@@ -58,6 +61,7 @@ class RunFolder:
         self.path, self._keep, self._writes = path, keep, writes
         self._policy = policy or Checkpoint(background=False)
         self._saving: Saving | None = None
+        self._turns = 0
         self._metadata: dict[int, dict[str, Any]] = {}
         self._metrics: Any = None
 
@@ -84,6 +88,8 @@ class RunFolder:
                 raise failure or RunError("train: the run was refused; its first process says why.")
             yield note
         finally:
+            if self._saving is not None:  # something else has ended the run
+                self._saving.wait_for_end()
             self._close_metrics()
             lock.release()
             for folder in made:
@@ -164,8 +170,14 @@ class RunFolder:
           RunWriteError: it could not be written; nothing of it is left.
         """
         saving = self._saving
-        if saving is None or not (wait or not on_any_later(not saving.done, "settled")):
+        if saving is None:
             return
+        if not wait:
+            self._turns += 1
+            if jax.process_count() > 1 and self._turns % _TURNS:  # asking the others takes time
+                return
+            if on_any_later(not saving.done, "settled"):
+                return
         self._saving = None
         with self._not_saved():
             saving.wait()

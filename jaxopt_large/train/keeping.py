@@ -1,5 +1,6 @@
 """Which checkpoints of a run stay."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ def kept(
       steps: of all that there are, in order.
       newest: how many of these stay in any case.
       policy: what stays besides.
-      told: step -> metadata: "seconds" that the run has taken, and its last "metrics".
+      told: step -> metadata: "seconds" that the run has taken, and "metrics" if it was evaluated there.
     """
     found = set(steps[-newest:])
     if policy.keep_every_hours is not None:
@@ -27,7 +28,7 @@ def kept(
                 due = seconds + policy.keep_every_hours * 3600
     if policy.keep_best:
         values = {step: told(step).get("metrics", {}).get(policy.metric) for step in steps}
-        rated = [step for step in steps if values[step] is not None]
+        rated = [step for step in steps if values[step] is not None and math.isfinite(values[step])]
         sign = -1 if policy.metric.endswith("accuracy") else 1
         found |= set(sorted(rated, key=lambda step: (sign * values[step], -step))[: policy.keep_best])
     return found

@@ -122,7 +122,10 @@ class _Run:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.execution, self.console, self.mesh = execution, console, mesh
         self.at = _Position()
-        self.means: dict[str, float] = {}  # of the last evaluation
+        self.evaluated: tuple[int, dict[str, float]] = (
+            0,
+            {},
+        )  # the step of the last evaluation, and its means
         self.params, self.state = execution.init(jax.random.key(config.seed))
         self.batches = Batches(dataset, config.train.batch, config.seed)
         self.validation = _validation_batches(dataset, config)
@@ -196,7 +199,7 @@ class _Run:
         params = self.execution.averaged(self.params, self.state)
         results = [jax.device_get(self.execution.evaluate(params, b)) for b in self.validation]
         means = {name: float(np.mean([r[name] for r in results])) for name in results[0]}
-        self.means = means
+        self.evaluated = self.at.step, means
         self.at.last = means["validation_loss"]
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)
         self.folder.log(step=self.at.step, **means)
@@ -206,7 +209,7 @@ class _Run:
         self.at.data = self.batches.position()
         metadata = {
             "position": dataclasses.asdict(self.at),
-            "metrics": self.means,
+            "metrics": self.evaluated[1] if self.evaluated[0] == self.at.step else {},
             "data": self.dataset.facts,
             "devices": self.mesh.size,
             "config": settings(self.config),

@@ -80,7 +80,7 @@ def test_a_failure_ends_the_run_at_the_next_step(tmp_path, quiet_console, monkey
         steps.append(step)
         if step == 7:
             assert failed.wait(60)
-            self.folder._saving._thread.join()
+            self.folder._saving.wait_for_end()
 
     monkeypatch.setattr(api, "_write_arrays", full)
     monkeypatch.setattr(loop._Run, "_report", reported)
@@ -111,6 +111,51 @@ def test_what_stays(policy, expected):
         return {"position": {"seconds": seconds[step]}, "metrics": metrics}
 
     assert kept([*seconds], 2, Checkpoint(**policy), told) == expected
+
+
+def test_what_is_no_number_is_not_the_best():
+    loss = {10: float("nan"), 20: 1.0, 30: 2.0, 40: float("inf")}
+    policy = Checkpoint(keep_best=1)
+    assert kept([*loss], 1, policy, lambda step: {"metrics": {"validation_loss": loss[step]}}) == {20, 40}
+
+
+def test_only_what_was_evaluated_there_is_rated(tmp_path, quiet_console):
+    settings = ["train.checkpoint_every=2", "train.eval_every=6", "train.keep=9"]
+    train(_config(*settings), runs=tmp_path, console=quiet_console)
+    told = {
+        n: read_manifest(tmp_path / "digits" / "checkpoints" / f"step_{n:08d}")["metadata"]
+        for n in (2, 6, 8, 12)
+    }
+    assert [bool(told[n]["metrics"]) for n in told] == [False, True, False, True]
+
+
+def test_the_lock_stays_until_all_is_written(tmp_path, quiet_console, monkeypatch):
+    """Also when something else ends the run."""
+    from jaxopt_large.train import lock, loop
+
+    go, write, release, seen = threading.Event(), api._write_arrays, lock.Lock.release, []
+    report = loop._Run._report
+
+    def waiting(folder, arrays):
+        assert go.wait(60)
+        write(folder, arrays)
+
+    def reported(self, progress, step, metrics):
+        report(self, progress, step, metrics)
+        if step == 5:
+            threading.Timer(0.3, go.set).start()
+            raise RuntimeError("something else")
+
+    def released(self):
+        seen.append(_steps(tmp_path))
+        release(self)
+
+    monkeypatch.setattr(api, "_write_arrays", waiting)
+    monkeypatch.setattr(loop._Run, "_report", reported)
+    monkeypatch.setattr(lock.Lock, "release", released)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(_config(), runs=tmp_path, console=quiet_console)
+    assert seen == [[3]]
 
 
 def test_the_best_stays(tmp_path, quiet_console):

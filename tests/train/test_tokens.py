@@ -63,6 +63,21 @@ def test_a_file_of_its_own_validates(folder, tmp_path):
     np.testing.assert_array_equal(found.validation["tokens"][0], _ids(200, 5)[:17])
 
 
+def test_what_validates_is_not_trained_on(folder):
+    np.save(folder / "val.npy", _ids(200, 7))
+    (folder / "._a.bin").write_bytes(b"123")
+    found = _open(folder, validation=str(folder / "val.npy"))
+    assert found.facts["train_tokens"] == 1000 + 501 + 10
+    assert found.facts["validation_tokens"] == 200
+    assert found.facts["sha256"] != _open(folder).facts["sha256"]
+
+
+def test_ids_that_do_not_fit_in_32_bits(tmp_path):
+    np.save(tmp_path / "a.npy", np.full(1000, 2**32 + 7))
+    with pytest.raises(DataError, match=r"got 4294967303 in .* at byte \d+; 0 to 2147483647"):
+        _open(tmp_path).example(0)
+
+
 def test_an_epoch_has_every_example_once(folder):
     found = _open(folder)
     batches = Batches(found, 3, seed=1)
