@@ -64,10 +64,9 @@ def test_a_run_on_16_v5e(name):
     for kinds in _EITHER:
         planned = [sum(of(kind) for kind in kinds) for of in (plan.collectives.count, plan.collectives.bytes)]
         compiled = [sum(of(kind) for kind in kinds) for of in (sent.arrays, sent.bytes)]
-        is_reduced = "all-reduce" in kinds
-        # the odd one: maxima and sums of the loss go out together
-        assert planned[0] == pytest.approx(compiled[0], abs=both and is_reduced)
-        assert planned[1] == pytest.approx(compiled[1], abs=2**17 if both and is_reduced else 2**14)
+        # the odd ones, of a few bytes: of what loops add up some is summed in the loop and some after it
+        assert planned[0] == pytest.approx(compiled[0], abs=2 if both and "all-reduce" in kinds else 0)
+        assert planned[1] == pytest.approx(compiled[1], abs=2**14)
 
 
 @pytest.mark.parametrize(
