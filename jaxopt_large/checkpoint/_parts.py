@@ -7,6 +7,7 @@ whether it is as it was written; what several processes hold together is brought
 
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,8 +91,7 @@ def sealed(entries: Sequence[Any]) -> str:
 
 def covers(shape: Sequence[int], parts: Iterable[Part]) -> bool:
     """Are all elements of an array in one of its parts?"""
-    size = sum(int(np.prod([b - a for a, b in part.box], dtype=np.int64)) for part in parts)
-    return size == int(np.prod(shape, dtype=np.int64))
+    return sum(_size(part.box) for part in parts) == math.prod(shape)
 
 
 def write_parts(aside: Path, folder: str, parts: Mapping[str, Sequence[Part]]) -> None:
@@ -128,9 +128,7 @@ def _held(x: Any, *, first: bool) -> Iterator[tuple[Box, Any]]:
         return
     seen = set()
     for shard in x.addressable_shards:
-        box = tuple(
-            (i.start or 0, n if i.stop is None else i.stop) for i, n in zip(shard.index, x.shape, strict=True)
-        )
+        box = _box_of(shard.index, x.shape)
         if box in seen or (first and shard.replica_id != 0):
             continue
         seen.add(box)
@@ -146,7 +144,7 @@ def _cut(box: Box, itemsize: int) -> Iterator[Box]:
     sizes = [b - a for a, b in box]
     steps = list(sizes)
     for dim, size in enumerate(sizes):
-        inner = int(np.prod(sizes[dim + 1 :], dtype=np.int64)) * itemsize
+        inner = math.prod(sizes[dim + 1 :]) * itemsize
         steps[dim] = min(size, max(1, _LARGEST // max(inner, 1)))
         if steps[dim] > 1 or inner <= _LARGEST:
             break
@@ -157,7 +155,7 @@ def _cut(box: Box, itemsize: int) -> Iterator[Box]:
 
 def _view(held: Any, box: Box, inner: Box) -> np.ndarray:
     """A part of what lies in `box`."""
-    place = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(inner, box, strict=True))
+    place = _place(inner, box)
     if isinstance(held, jax.Array) and next(iter(held.devices())).platform != "cpu":
         return np.asarray(held[place])  # of the whole array JAX would keep a copy on the host
     return np.asarray(held)[place]
@@ -171,17 +169,17 @@ def _is_same(part: Part, held: Sequence[tuple[Box, Any]]) -> bool:
     """Has a part its checksum? Of what another process has, yes."""
     meeting = []
     for box, data in held:
-        common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(part.box, box, strict=True))
+        common = _common(part.box, box)
         if common == part.box:
             return _crc(_view(data, box, part.box)) == part.crc32
-        if all(a < b for a, b in common):
+        if _size(common) > 0:
             meeting.append((common, box, data))
     if not meeting:
         return True
     made, filled = np.empty([b - a for a, b in part.box], meeting[0][2].dtype), 0
     for common, box, data in meeting:
         piece = _view(data, box, common)
-        made[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, part.box, strict=True))] = piece
+        made[_place(common, part.box)] = piece
         filled += piece.size
     return filled < made.size or _crc(made) == part.crc32
 
@@ -192,23 +190,32 @@ def _is_torn(x: Any, parts: Sequence[Part]) -> bool:
         return False
     boxes: dict[int, set[Box]] = {}
     for device, index in x.sharding.devices_indices_map(x.shape).items():
-        box = tuple(
-            (i.start or 0, n if i.stop is None else i.stop) for i, n in zip(index, x.shape, strict=True)
-        )
-        boxes.setdefault(device.process_index, set()).add(box)
-    return any(all(_common(part.box, some) < _size(part.box) for some in boxes.values()) for part in parts)
+        boxes.setdefault(device.process_index, set()).add(_box_of(index, x.shape))
+
+    def is_whole(box: Box, others: Iterable[Box]) -> bool:
+        return sum(_size(_common(box, other)) for other in others) == _size(box)
+
+    return not all(any(is_whole(part.box, some) for some in boxes.values()) for part in parts)
 
 
-def _common(box: Box, others: Iterable[Box]) -> int:
-    """How many elements of a box different others have."""
-    return sum(
-        _size(tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True)))
-        for other in others
-    )
+def _box_of(index: Sequence[slice], shape: Sequence[int]) -> Box:
+    """Where a device's part of an array is, as JAX says it."""
+    return tuple((i.start or 0, n if i.stop is None else i.stop) for i, n in zip(index, shape, strict=True))
+
+
+def _common(box: Box, other: Box) -> Box:
+    """What two boxes have both; of no size where they do not meet."""
+    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True))
+
+
+def _place(inner: Box, box: Box) -> tuple[slice, ...]:
+    """Where a box is in another that holds it."""
+    return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(inner, box, strict=True))
 
 
 def _size(box: Box) -> int:
-    return int(np.prod([max(0, b - a) for a, b in box], dtype=np.int64))
+    """How many elements it has."""
+    return math.prod(max(0, b - a) for a, b in box)
 
 
 def _gathered(x: Any) -> np.ndarray:

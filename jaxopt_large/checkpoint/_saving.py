@@ -53,7 +53,7 @@ class Saving:
         Raises:
           CheckpointError: it could not be written, for the reason that `save` gives; raised once.
         """
-        self._over.wait()
+        self.wait_for_end()
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -86,7 +86,6 @@ class _Walk(Nested):
             operands = [read(a) for a in eqn.invars]
             loops = max((level[v] for v in eqn.outvars), default=here)
             rounds = self.rounds[loops]
-            self.now = rounds, loops
             of = [0 if hasattr(a, "val") else level[a] for a in eqn.invars]
             made, inside = self._equation(
                 eqn, operands, [demands.get(v) for v in eqn.outvars], of, rounds, loops

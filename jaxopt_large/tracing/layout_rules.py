@@ -49,7 +49,6 @@ class Rules:
         self.already_sent: dict[Any, Layout] = {}  # in the function at hand
         self.sums: dict[Any, Layout] = {}  # there, what has been summed
         self.narrow: dict[Any, Any] = {}  # there, the dtypes of what is sent in a narrower one
-        self.now = (1, 0)  # rounds and loops of the equation at hand
         self.beside: dict[Any, Dims] = {}  # how what a variable is added to, or multiplied by, is divided
 
     def bytes(self, aval: Any, dims: Dims) -> int:
@@ -176,10 +175,12 @@ class Rules:
     def _on_iota(self, eqn: Any, *_: Any) -> list[Layout]:
         return [whole(eqn.outvars[0].aval.ndim, free=True)]
 
-    def _on_broadcast_in_dim(self, eqn: Any, operands: list[Layout], *_: Any) -> list[Layout]:
+    def _on_broadcast_in_dim(
+        self, eqn: Any, operands: list[Layout], demands: Any, rounds: int, loops: int
+    ) -> list[Layout]:
         (out,), x, places = eqn.outvars, operands[0], eqn.params["broadcast_dimensions"]
         if out.aval.size > eqn.invars[0].aval.size:  # what is summed is the smaller one
-            x = self.summed(eqn.invars[0], x, self.now[0], self.now[1])
+            x = self.summed(eqn.invars[0], x, rounds, loops)
         dims = [()] * out.aval.ndim
         for dim, place in enumerate(places):
             if eqn.invars[0].aval.shape[dim] == out.aval.shape[place]:

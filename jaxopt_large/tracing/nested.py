@@ -203,22 +203,18 @@ class Nested(Rules):
         for branch in eqn.params["branches"]:
             self.costs = Costs()
             made, alive = self.through(branch.jaxpr, operands[1:], demands, levels[1:])
-            found.append(
-                (
-                    sum(x.bytes * x.rounds for x in self.costs.sent),
-                    self.costs.flops,
-                    len(found),
-                    made,
-                    alive,
-                    self.costs,
-                )
-            )
+            found.append((made, alive, self.costs))
         self.costs = around
-        *_, results, _, costs = max(found, key=lambda x: x[:3])
+        # of equal ones the last
+        results, _, most = max(reversed(found), key=lambda x: (_bytes_sent(x[2]), x[2].flops))
         if not self.quiet:
-            around.sent += costs.sent
-            around.flops, around.traffic = around.flops + costs.flops, around.traffic + costs.traffic
-        return results, max((x[4] for x in found), key=lambda x: x.fullness(self.fast))
+            around.sent += most.sent
+            around.flops, around.traffic = around.flops + most.flops, around.traffic + most.traffic
+        return results, max((alive for _, alive, _ in found), key=lambda x: x.fullness(self.fast))
+
+
+def _bytes_sent(costs: Costs) -> int:
+    return sum(x.bytes * x.rounds for x in costs.sent)
 
 
 def with_axes(x: Layout, demand: Dims) -> Dims:
