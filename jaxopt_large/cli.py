@@ -129,6 +129,39 @@ def plan(
         return 2
 
 
+def tokenize(
+    path: str,
+    /,
+    *,
+    tokenizer: str,
+    out: str,
+    end_of_text: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Turn a folder of text into files of token ids, a piece at a time.
+
+    Args:
+      path: the folder; its text files are read.
+      tokenizer: a tokenizer.json of the library tokenizers.
+      out: the folder for train.bin, validation.bin and tokens.json.
+      end_of_text: the token that follows each file; by default the tokenizer's own, such as <|endoftext|>.
+      seed: of which files validate.
+      overwrite: replace files that are there.
+    """
+    from .data import DataError
+    from .train import RunError
+    from .train.tokenize_text import tokenize_text
+
+    how = {"end_of_text": end_of_text, "seed": seed, "overwrite": overwrite}
+    try:
+        tokenize_text(path, tokenizer=tokenizer, out=out, **how)
+    except (DataError, FileNotFoundError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -149,6 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     app.command(train, name="train")
     app.command(schedule, name="schedule")
     app.command(plan, name="plan")
+    app.command(tokenize, name="tokenize")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     description = "Optimizers for JAX models that outgrow one device."
     try:

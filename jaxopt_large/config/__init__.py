@@ -7,6 +7,8 @@ from ._build import learning_rates as learning_rates
 from ._build import mesh_of as mesh_of
 from ._changes import changes as changes
 from ._inputs import MlpModel as MlpModel
+from ._inputs import is_masked as is_masked
+from ._inputs import parts_of as parts_of
 from ._load import changed as changed
 from ._load import load as load
 from ._load import settings as settings

@@ -44,24 +44,48 @@ class StdlibData(Group):
     validation_windows: Count = 256
 
 
+_Path = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
 class TextData(Group):
-    """A folder of text files, as bytes; as long as it has no name there is nothing to train on."""
+    """A folder of text files, as bytes or as ids; as long as it has no name there is nothing to train on."""
 
     kind: Literal["text"]
-    path: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | None = None
+    path: _Path | None = None
     context: Count = 128
     validation_windows: Count = 256
+    tokenizer: _Path | None = None  # a file of the library tokenizers; null: bytes are the ids
+    end_of_text: Natural | Annotated[str, Field(min_length=1)] | None = (
+        None  # an id, or the tokenizer's token
+    )
+    pack: bool = False  # examples are whole files, as many as fit
+
+    @model_validator(mode="after")
+    def _documents_end(self) -> "TextData":
+        if self.tokenizer is None and isinstance(self.end_of_text, str):
+            raise ValueError(f"end_of_text: {self.end_of_text!r} is a token, and there is no tokenizer")
+        if self.pack and self.tokenizer is None and self.end_of_text is None:
+            raise ValueError("pack: documents need an end_of_text, for bytes an id of 256 or more")
+        return self
 
 
 class TokensData(Group):
     """Files of token ids, as tokenizing tools write them; they may be larger than memory."""
 
     kind: Literal["tokens"]
-    path: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | None = None
+    path: _Path | None = None
     context: Count = 128
     validation_windows: Count = 256
-    dtype: Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"] = "uint16"  # of .bin files
-    validation: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | None = None
+    dtype: Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"] = "uint16"  # of .bin and records
+    validation: _Path | None = None
+    end_of_text: Natural | None = None
+    pack: bool = False  # examples are whole documents, as many as fit
+
+    @model_validator(mode="after")
+    def _documents_end(self) -> "TokensData":
+        if self.pack and self.end_of_text is None:
+            raise ValueError("pack: documents need an end_of_text, the id that follows each")
+        return self
 
 
 class DigitsData(Group):
@@ -70,7 +94,49 @@ class DigitsData(Group):
     kind: Literal["digits"]
 
 
-Data = Annotated[StdlibData | TextData | TokensData | DigitsData, Field(discriminator="kind")]
+class MixtureData(Group):
+    """Several data sets, each with its share of the examples."""
+
+    kind: Literal["mixture"]
+    parts: Annotated[
+        dict[str, Annotated[StdlibData | TextData | TokensData, Field(discriminator="kind")]],
+        Field(min_length=1),
+    ]
+    weights: dict[str, Annotated[float, Field(gt=0, le=FLOAT32)]]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "MixtureData":
+        missing, more = self.parts.keys() - self.weights.keys(), self.weights.keys() - self.parts.keys()
+        if missing:
+            raise ValueError(f"weights: there is none for {', '.join(sorted(missing))}")
+        if more:
+            there = ", ".join(self.parts)
+            raise ValueError(f"weights: there is no part {', '.join(sorted(more))}; parts are {there}")
+        contexts = {name: part.context for name, part in self.parts.items()}
+        if len(set(contexts.values())) > 1:
+            told = ", ".join(f"{name} has {context}" for name, context in contexts.items())
+            raise ValueError(f"parts: all need the same context; {told}")
+        return self
+
+    @property
+    def context(self) -> int:
+        """Of every part."""
+        return next(iter(self.parts.values())).context
+
+
+Data = Annotated[StdlibData | TextData | TokensData | MixtureData | DigitsData, Field(discriminator="kind")]
+
+
+def parts_of(data: Data) -> dict[str, Any]:
+    """The data sets in a `data` group, by where they stand."""
+    if isinstance(data, MixtureData):
+        return {f"data.parts.{name}": part for name, part in data.parts.items()}
+    return {"data": data}
+
+
+def is_masked(data: Data) -> bool:
+    """Do batches say which of their targets count?"""
+    return any(getattr(part, "pack", False) for part in parts_of(data).values())
 
 
 # --- model --------------------------------------------------------------------------------------------
@@ -156,10 +222,24 @@ def misfits(data: Data, model: Model) -> str:
     kinds = (data.kind == "digits", model.kind == "mlp")
     if model.kind in ("transformer", "mlp") and kinds[0] != kinds[1]:
         return f"model.kind: {model.kind} does not fit the data, {data.kind}"
-    if model.kind == "transformer" and data.kind != "tokens" and model.vocabulary < _BYTES:
-        return f"model.vocabulary: {model.vocabulary} is too small; bytes are {_BYTES}"
+    if model.kind == "transformer":
+        for where, part in parts_of(data).items():
+            misfit = _misfit_of_ids(where, part, model.vocabulary)
+            if misfit:
+                return misfit
     if model.kind == "mlp" and model.inputs != _PIXELS:
         return f"model.inputs: {model.inputs} is not the number of pixels, {_PIXELS}"
     if model.kind == "mlp" and model.classes < _DIGITS:
         return f"model.classes: {model.classes} is too small; there are {_DIGITS} digits"
+    return ""
+
+
+def _misfit_of_ids(where: str, data: Any, vocabulary: int) -> str:
+    """What of a data set's ids is known before it is read."""
+    are_bytes = data.kind == "stdlib" or (data.kind == "text" and data.tokenizer is None)
+    if are_bytes and vocabulary < _BYTES:
+        return f"model.vocabulary: {vocabulary} is too small; bytes are {_BYTES}"
+    end = getattr(data, "end_of_text", None)
+    if isinstance(end, int) and end >= vocabulary:
+        return f"model.vocabulary: {vocabulary} is too small; {where}.end_of_text is {end}"
     return ""

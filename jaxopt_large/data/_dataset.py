@@ -1,7 +1,7 @@
 """What a data set is to the training loop."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,11 @@ class Dataset:
       example: index -> example, a dictionary of arrays.
       validation: the validation examples, stacked.
       tokens_per_example: what throughput counts.
-      unit: what the loss is per: "byte", "example".
+      unit: what the loss is per: "byte", "token", "example".
       facts: what identifies the data: SHA-256, number of files, bytes.
+      files: name -> (size, hash) of each file, to say which of them have changed.
+      mixed: the data sets of a mixture, each with its weight; they are drawn from in the place of `example`.
+      former: makes the SHA-256 by which checkpoints knew the same data before each file had one.
     """
 
     name: str
@@ -34,31 +37,6 @@ class Dataset:
     tokens_per_example: int
     unit: str
     facts: dict[str, Any]
-
-
-class Batches:
-    """An endless, shuffled stream of training batches that can be left and taken up again.
-
-    Every epoch has an order of its own. The position is a small dictionary for a checkpoint.
-    """
-
-    def __init__(self, dataset: Dataset, batch: int, seed: int):
-        import grain  # imported here: it takes a second
-
-        stream = grain.MapDataset.range(dataset.size).seed(seed).shuffle().repeat(None)
-        stream = stream.map(dataset.example).batch(batch, drop_remainder=True)
-        self._iterator = iter(
-            stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def position(self) -> dict[str, Any]:
-        return self._iterator.get_state()
-
-    def go_to(self, position: dict[str, Any]) -> None:
-        self._iterator.set_state(position)
+    files: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    mixed: tuple[tuple["Dataset", float], ...] = ()
+    former: Callable[[], str] | None = None

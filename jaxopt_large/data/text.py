@@ -1,15 +1,20 @@
-"""Text as bytes: Python's own standard library, or any folder of text files."""
+"""Text: Python's own standard library, or any folder of text files; as bytes, or as ids of a tokenizer."""
 
-import contextlib
+import dataclasses
 import hashlib
 import os
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .._errors import message
-from ._dataset import Batch, DataError, Dataset
+from ._cache import NOTHING, Cache, hashed
+from ._dataset import DataError, Dataset
+from ._examples import Cut, dataset
+from ._files import Reader, Source, expanded
+from ._streams import Joined, Part, Stream
 
 _VALIDATION_SHARE = 0.1  # of the files
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "ensurepip"}
@@ -29,19 +34,37 @@ _TEXT = {
     ".csv",
     ".json",
 }
+_NEWLINE = 10
+_BYTE = np.dtype(np.uint8)
 
 
-def stdlib_text(*, context: int, seed: int, validation_windows: int) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """The text files under a folder, each a document: those that train, and those that validate."""
+
+    root: Path
+    suffixes: frozenset[str]
+    train: Sequence[Source]
+    validation: Sequence[Source]
+
+    @property
+    def all(self) -> list[Source]:
+        """In the order of their names."""
+        return sorted([*self.train, *self.validation], key=lambda s: Path(s.name))
+
+    @property
+    def sha256(self) -> str:
+        """Of their names, sizes and contents."""
+        told = "".join(f"{s.sha256} {s.size} {s.name}\n" for s in self.all)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def stdlib_text(*, context: int, seed: int, validation_windows: int, cache: Cache = NOTHING) -> Dataset:
     """The source of the Python that runs this, without its tests: real text, always at hand."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return folder_text(
-        root,
-        context=context,
-        seed=seed,
-        validation_windows=validation_windows,
-        suffixes={".py"},
-        name="stdlib",
-    )
+    documents = found_documents(root, seed, cache, suffixes={".py"})
+    cut = Cut(context, validation_windows, vocabulary=None)
+    return dataclasses.replace(_bytes(documents, cut, cache), name="stdlib")
 
 
 def folder_text(
@@ -50,26 +73,57 @@ def folder_text(
     context: int,
     seed: int,
     validation_windows: int,
-    suffixes: set[str] | None = None,
-    name: str | None = None,
+    cache: Cache = NOTHING,
+    tokenizer: str | None = None,
+    end_of_text: int | str | None = None,
+    pack: bool = False,
+    vocabulary: int | None = None,
 ) -> Dataset:
-    """All text files under a folder, as bytes, split by file into training and validation.
+    """All text files under a folder, split by file into training and validation.
 
     Args:
       path: the folder.
       context: tokens per example; an example holds one more, the last target.
       seed: of the split.
       validation_windows: validation examples, spread evenly over the validation files.
-      suffixes: of the files to read; the usual ones of text and source code by default.
-      name: for reports; the folder's by default.
+      cache: keeps the files' hashes, and their ids.
+      tokenizer: a file of the `tokenizers` library; bytes are the ids without one.
+      end_of_text: the id, or the tokenizer's token, that follows each file. By default the tokenizer's own,
+        if its name is a usual one; a newline between files where there is no tokenizer.
+      pack: an example is whole files, as many as fit; by default whatever stands next to each other.
+      vocabulary: ids are below it; None: not checked.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or tokenizer.
+      DataError: it holds no text, or too little for one example in each part; the tokenizer is none, or has
+        more ids than the vocabulary.
+    """
+    documents = found_documents(path, seed, cache)
+    if tokenizer is None:
+        if isinstance(end_of_text, str):
+            wrong = f"data.end_of_text is a token, got {end_of_text!r}, and there is no data.tokenizer"
+            raise DataError(message("data", wrong, do="Give the tokenizer, or an id"))
+        return _bytes(documents, Cut(context, validation_windows, vocabulary, end_of_text, pack), cache)
+    from .tokenizing import tokenized  # imported here: it is an extra
+
+    kept = tokenized(documents, tokenizer, end_of_text, cache, vocabulary)
+    cut = Cut(context, validation_windows, vocabulary, kept.end_of_text, pack)
+    files, facts = _known(documents), {"sha256": kept.sha256, "files": len(documents.all)}
+    return dataset(
+        documents.root, cut, kept.train, kept.validation, cache, unit="token", facts=facts, files=files
+    )
+
+
+def found_documents(
+    path: str | Path, seed: int, cache: Cache, *, suffixes: set[str] | None = None
+) -> Documents:
+    """The text files under a folder; the usual ones of text and source code by default.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      DataError: it holds no text, or too little for one example in each part.
+      DataError: there is no text in it, or it changes.
     """
-    root = Path(path)
-    with contextlib.suppress(RuntimeError):  # there is no such user
-        root = root.expanduser()
+    root = expanded(path)
     if not os.path.isdir(root):
         raise FileNotFoundError(
             message(
@@ -80,49 +134,51 @@ def folder_text(
         )
     wanted = suffixes or _TEXT
     files = sorted(
-        f
+        f.relative_to(root)
         for f in root.rglob("*")
         if f.suffix in wanted and f.is_file() and not _SKIPPED & set(f.relative_to(root).parts[:-1])
     )
-    digest, parts = hashlib.sha256(), {"train": [], "validation": []}
-    for file in files:
-        content, relative = file.read_bytes(), file.relative_to(root).as_posix()
-        digest.update(relative.encode() + b"\0" + content)
-        parts[_part(relative, seed)].append(content)
-    if files and not parts["validation"]:  # a single file, or an unlucky few: the last tenth validates
-        whole = b"\n".join(parts["train"])
-        cut = int(len(whole) * (1 - _VALIDATION_SHARE))
-        parts = {"train": [whole[:cut]], "validation": [whole[cut:]]}
-    train, validation = (np.frombuffer(b"\n".join(parts[k]), np.uint8) for k in ("train", "validation"))
-    for part, content in (("training", train), ("validation", validation)):
-        if len(content) <= context:
-            got = f"got {len(content)} bytes in {len(files)} files"
-            raise DataError(
-                message(
-                    "data",
-                    f"too little {part} text in {str(path)!r}, {got}",
-                    allowed=f"more than data.context = {context} bytes",
-                    do=f"Add files that end in {', '.join(sorted(wanted))}",
-                )
+    parts: dict[str, list[Source]] = {"train": [], "validation": []}
+    for source in hashed(root, [f.as_posix() for f in files], cache):
+        parts[_part(source.name, seed)].append(source)
+    return Documents(root, frozenset(wanted), parts["train"], parts["validation"])
+
+
+def _bytes(documents: Documents, cut: Cut, cache: Cache) -> Dataset:
+    """Documents as bytes, with a newline or the end of text between them."""
+    reader = Reader()
+
+    def joined(sources: Sequence[Source]) -> Joined:
+        def read(row: int, start: int, stop: int) -> np.ndarray:
+            source = sources[row]
+            return np.frombuffer(
+                reader.read(documents.root / source.name, source, start, stop - start), _BYTE
             )
 
-    def example(index: int) -> Batch:
-        return {"tokens": train[index * context : (index + 1) * context + 1].astype(np.int32)}
+        def place(row: int, at: int) -> str:
+            return f"{str(documents.root / sources[row].name)!r} at byte {at}"
 
-    return Dataset(
-        name=name or root.name,
-        size=(len(train) - 1) // context,
-        example=example,
-        validation={"tokens": _spread(validation, context, validation_windows)},
-        tokens_per_example=context,
-        unit="byte",
-        facts={
-            "sha256": digest.hexdigest(),
-            "files": len(files),
-            "train_bytes": len(train),
-            "validation_bytes": len(validation),
-        },
+        joiner, closing = (
+            (_NEWLINE, False) if cut.end_of_text is None else (cut.end_of_text, len(sources) > 0)
+        )
+        return Joined([s.size for s in sources], read, place, joiner=joiner, closing=closing)
+
+    train, validation = joined(documents.train), joined(documents.validation)
+    parts: tuple[Stream, Stream] = (train, validation)
+    if not documents.validation and documents.train:
+        at = int(train.length * (1 - _VALIDATION_SHARE))
+        parts = Part(train, 0, at), Part(train, at, train.length)
+    facts = {"sha256": documents.sha256, "files": len(documents.all)}
+    do = f"Add files that end in {', '.join(sorted(documents.suffixes))}"
+    files = _known(documents)
+    made = dataset(
+        documents.root, cut, [parts[0]], [parts[1]], cache, unit="byte", facts=facts, files=files, do=do
     )
+    return dataclasses.replace(made, former=lambda: _former(documents))
+
+
+def _known(documents: Documents) -> dict[str, tuple[int, str]]:
+    return {s.name: (s.size, s.sha256) for s in documents.all}
 
 
 def _part(relative: str, seed: int) -> str:
@@ -131,8 +187,9 @@ def _part(relative: str, seed: int) -> str:
     return "validation" if number < _VALIDATION_SHARE * 2**64 else "train"
 
 
-def _spread(content: np.ndarray, context: int, windows: int) -> np.ndarray:
-    """`windows` windows at even distances, or all there are; they overlap where the text is short."""
-    windows = min(windows, len(content) - context)  # no more than there are
-    starts = np.linspace(0, len(content) - context - 1, windows).astype(np.int64)
-    return np.stack([content[s : s + context + 1] for s in starts]).astype(np.int32)
+def _former(documents: Documents) -> str:
+    """The hash of everything in one piece, by which checkpoints knew text before there was an index."""
+    digest = hashlib.sha256()
+    for source in documents.all:
+        digest.update(source.name.encode() + b"\0" + (documents.root / source.name).read_bytes())
+    return digest.hexdigest()

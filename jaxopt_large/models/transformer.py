@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._errors import message
 from .._types import Params
@@ -58,7 +58,8 @@ def transformer(
       remat: recompute each layer in the backward pass, to save memory; "dots": all but matrix products.
 
     Returns:
-      The model; its loss takes {"tokens": int[batch, length + 1]} and predicts each next token.
+      The model; its loss takes {"tokens": int[batch, length + 1]} and predicts each next token, or with
+      "mask": bool[batch, length] those of the targets `tokens[:, 1:]` at which it is set.
 
     Raises:
       ValueError: the width is not divisible by twice the heads, or the heads not by kv_heads.
@@ -131,7 +132,7 @@ def transformer(
         x, _ = jax.lax.scan(_recomputed(step, remat), x, params[_STACK])
         x = place.activation(_rms_norm(x, params["norm"]), "batch", None, None)
         head = place.weight(params["embed"], "embed").T if tied else place.weight(params["head"], "head")
-        return _mean_nats(x, head, targets, place)
+        return _mean_nats(x, head, targets, batch.get("mask"), place)
 
     return Model(init, loss)
 
@@ -144,9 +145,16 @@ def _recomputed(step: Callable[..., Any], remat: bool | Literal["dots"]) -> Call
 
 
 def _mean_nats(
-    x: Float[Array, "b t d"], head: Float[Array, "d v"], targets: Int[Array, "b t"], place: Place
+    x: Float[Array, "b t d"],
+    head: Float[Array, "d v"],
+    targets: Int[Array, "b t"],
+    mask: Bool[Array, "b t"] | None,
+    place: Place,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy, of blocks of positions: logits take more memory than all else of a layer."""
+    """Mean cross-entropy over the targets that count, 0 where none does.
+
+    It is of blocks of positions: logits take more memory than all else of a layer.
+    """
 
     def nats(x: Array, targets: Array) -> Array:
         # of a float32 head, whose gradient is a sum over all blocks
@@ -157,17 +165,22 @@ def _mean_nats(
 
     length = x.shape[1]
     count, size = blocks(length)
-    if count == 1:
+    number = targets.size if mask is None else jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+    if count == 1 and mask is None:
         return jnp.mean(nats(x, targets))
-    padded = [pad(a, count * size) for a in (x, targets)]
+    if count == 1:
+        return jnp.sum(jnp.where(jnp.asarray(mask), nats(x, targets), 0.0)) / number
+    masks = [] if mask is None else [mask]
+    padded = [pad(a, count * size) for a in (x, targets, *masks)]
 
     @jax.checkpoint
     def total(n: Array) -> Array:
-        some = nats(*(jax.lax.dynamic_slice_in_dim(a, n * size, size, axis=1) for a in padded))
+        inputs, labels, *counts = (jax.lax.dynamic_slice_in_dim(a, n * size, size, axis=1) for a in padded)
+        some = nats(inputs, labels)
         is_there = n * size + jnp.arange(size) < length
-        return jnp.sum(jnp.where(is_there[None, :], some, 0.0))
+        return jnp.sum(jnp.where(counts[0] if counts else is_there[None, :], some, 0.0))
 
-    return jnp.sum(jax.lax.map(total, jnp.arange(count))) / targets.size
+    return jnp.sum(jax.lax.map(total, jnp.arange(count))) / number
 
 
 def _initial(key: PRNGKeyArray, name: str, shape: tuple[int, ...], layers: int) -> Array:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from .._errors import message
 from .._tables import size
 from .._types import Params
-from ..config import Config, mesh_of
+from ..config import Config, mesh_of, parts_of
 from ..models import Model
 from ._errors import RunError
 
@@ -30,10 +30,11 @@ def check_trains(config: Config, model: Model) -> None:
     missing, do = [], "To see a run: jaxopt-large train configs/stdlib_gpt.yaml"
     if model.loss is None:
         missing.append(f"model.kind {config.model.kind!r} has no forward pass")
-    if config.data.kind in _OF_FILES and getattr(config.data, "path", None) is None:
-        missing.append("data.path is not set")
-        if model.loss is not None:
-            do = f"To train it: --set data.path=FOLDER, with {_OF_FILES[config.data.kind]} in it. {do}"
+    for where, part in parts_of(config.data).items():
+        if part.kind in _OF_FILES and part.path is None:
+            missing.append(f"{where}.path is not set")
+            if model.loss is not None:
+                do = f"To train it: --set {where}.path=FOLDER, with {_OF_FILES[part.kind]} in it. {do}"
     if missing:
         if config.placement.devices > _SIMULATED:
             missing.append(f"its mesh has {config.placement.devices:,} devices")

@@ -13,12 +13,12 @@ from .._types import Params, Rule, State
 from ..checkpoint import unpadded
 from ..config import Config
 from ..evaluation import evaluation_params, has_averages
-from ..microbatches import mean_gradient, reduced_once
+from ..microbatches import reduced_once
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device
 from ..placement.shardings import gradient_shardings
 from .shardings import OnMesh, placed_params
-from .step import Gradient, Metrics, Objective, loss_of, make_evaluation, make_step
+from .step import Gradient, Metrics, Objective, loss_of, make_evaluation, make_step, mean_of, weight_of
 
 
 class Execution(Protocol):
@@ -27,8 +27,15 @@ class Execution(Protocol):
     def init(self, key: Any) -> tuple[Params, State]:
         """Fresh parameters and state, placed."""
 
+    @property
+    def rows(self) -> list[int] | None:
+        """Those of a batch that this process reads, rising; None: all."""
+
+    def placed(self, batch: Any) -> Any:
+        """A batch on its way to the devices: of host arrays, with the rows that this process reads."""
+
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        """One step on a batch of host arrays; the old parameters and state are donated."""
+        """One step on a placed batch; the old parameters and state are donated."""
 
     def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
         """Means over a batch of host arrays."""
@@ -113,21 +120,60 @@ class JitExecution:
         if self._config.train.accumulation == "deferred":
             own = self._objective(())
             axis = placement.data_axis
-            local = functools.partial(mean_gradient, own)
-            return reduced_once(local, mesh, axis, PartitionSpec(None, axis))
+            spec = PartitionSpec(None, axis)
+
+            def once(params: Params, batch: Any) -> Any:
+                return reduced_once(mean_of(own), mesh, axis, spec, weight=weight_of(batch))(params, batch)
+
+            return once
         divided = placement.zero is not None and self._config.train.accumulate > 1
         shardings = gradient_shardings(self.rule, self.params) if divided else None
-        return functools.partial(mean_gradient, objective, shardings=shardings)
+        return mean_of(objective, shardings=shardings)
+
+    @functools.cached_property
+    def _batch_sharding(self) -> NamedSharding:
+        """Of a batch's leaves, with micro-batches along their first axis."""
+        return NamedSharding(self._mesh, PartitionSpec(None, self._config.placement.data_axis))
+
+    def _batch_shape(self, *rest: int) -> tuple[int, ...]:
+        train = self._config.train
+        return train.accumulate, train.batch // train.accumulate, *rest
+
+    @functools.cached_property
+    def rows(self) -> list[int] | None:
+        if jax.process_count() == 1:
+            return None
+        numbers = np.arange(self._config.train.batch).reshape(self._batch_shape())
+        mine = self._batch_sharding.addressable_devices_indices_map(numbers.shape).values()
+        return np.unique(np.concatenate([numbers[index].ravel() for index in mine])).tolist()
+
+    def placed(self, batch: Any) -> Any:
+        rows, sharding = self.rows, self._batch_sharding
+        if rows is None:
+            split = jax.tree.map(lambda x: x.reshape(self._batch_shape(*x.shape[1:])), batch)
+            return jax.device_put(split, sharding)
+        numbers = np.arange(self._config.train.batch).reshape(self._batch_shape())
+
+        def of_all(x: np.ndarray) -> Any:
+            def part(index: Any) -> np.ndarray:
+                return x[np.searchsorted(rows, numbers[index[:2]])]
+
+            return jax.make_array_from_callback(self._batch_shape(*x.shape[1:]), sharding, part)
+
+        return jax.tree.map(of_all, batch)
 
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        rows = self._config.train.accumulate
-        split = jax.tree.map(lambda x: x.reshape(rows, x.shape[0] // rows, *x.shape[1:]), batch)
-        return self._step(
-            params, state, self._put(split, PartitionSpec(None, self._config.placement.data_axis))
-        )
+        return self._step(params, state, batch)
 
     def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
-        return self._evaluate(params, self._put(batch, PartitionSpec(self._config.placement.data_axis)))
+        sharding = NamedSharding(self._mesh, PartitionSpec(self._config.placement.data_axis))
+        if jax.process_count() == 1:
+            return self._evaluate(params, jax.device_put(batch, sharding))
+
+        def of_all(x: np.ndarray) -> Any:  # every process has all that validates
+            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+        return self._evaluate(params, jax.tree.map(of_all, batch))
 
     def averaged(self, params: Params, state: State) -> Params:
         return _averaged(params, state)
@@ -140,13 +186,6 @@ class JitExecution:
 
     def state_bytes(self, state: State) -> tuple[int, int]:
         return _bytes(unpadded(state)), _most_on_a_device(state)
-
-    def _put(self, batch: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(self._mesh, spec)
-        if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        # every process has read the whole batch; each hands over the rows of its own devices
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
 
 
 class PmapExecution:
@@ -173,9 +212,15 @@ class PmapExecution:
         params = self._init_params(jax.random.wrap_key_data(copies))
         return params, self._init_state(params)
 
+    @property
+    def rows(self) -> list[int] | None:
+        return None  # pmap is for the devices of one process
+
+    def placed(self, batch: Any) -> Any:
+        return self._split(batch, self._config.train.accumulate)
+
     def step(self, params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        rows = self._config.train.accumulate
-        return _first_copy(self._step(params, state, self._split(batch, rows)))
+        return _first_copy(self._step(params, state, batch))
 
     def evaluate(self, params: Params, batch: Any) -> dict[str, Any]:
         means = self._evaluate(params, jax.tree.map(lambda x: x[:, 0], self._split(batch, 1)))

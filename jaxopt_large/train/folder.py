@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from .lock import NAME, Lock
 
 _STEP = re.compile(r"step_(\d+)$")
 _CONFIG = "config.yaml"
+_FILES = "data.json"  # what the run's data was
 _TURNS = 10  # steps between two questions to other processes
 
 
@@ -262,6 +263,20 @@ class RunFolder:
             number = 1 + sum(1 for _ in self.path.glob("config.*.yaml"))
             self.write(f"config.{number}.yaml", f"# of this run until step {step}\n{before}")
         self.write(_CONFIG, text)
+
+    # --- data
+
+    def keep_files(self, files: Mapping[str, tuple[int, str]]) -> None:
+        """Writes the sizes and hashes of the files that the run reads, to know later which have changed."""
+        if files and self.files() != files:
+            self.write(_FILES, json.dumps(dict(files)) + "\n")
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """What was kept of them; empty if nothing was."""
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads((self.path / _FILES).read_bytes())
+            return {name: tuple(known) for name, known in found.items()}
+        return {}
 
     # --- metrics
 

@@ -20,12 +20,13 @@ from rich.console import Console
 from .._errors import message
 from ..checkpoint import local
 from ..config import Config, build, learning_rate, settings, to_yaml
-from ..data import Batch, Batches, Dataset, load_data
+from ..data import Batch, Batches, DataError, Dataset
 from ..gradient_norm import watched
 from ..models import Model, make_model
 from ._errors import RunError
 from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
+from .feed import Feed, dataset_of
 from .folder import RunFolder
 from .progress import Progress
 from .report import Card, draw_curves
@@ -92,7 +93,7 @@ def train(
     with folder.taken(resume=resume, overwrite=overwrite) as note:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-        dataset = load_data(config.data, config.seed, vocabulary=getattr(config.model, "vocabulary", None))
+        dataset = dataset_of(config, Path(runs))
         with _refusals():
             execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
             run = _Run(config, folder, dataset, execution, console, mesh)
@@ -127,7 +128,9 @@ class _Run:
             {},
         )  # the step of the last evaluation, and its means
         self.params, self.state = execution.init(jax.random.key(config.seed))
-        self.batches = Batches(dataset, config.train.batch, config.seed)
+        batches = Batches(dataset, config.train.batch, config.seed, rows=execution.rows)
+        self.feed = Feed(batches, execution.placed)
+        self.waited = 0.0  # of the feed's seconds, those that were reported
         self.validation = _validation_batches(dataset, config)
         self.rate = learning_rate(config)
         # Two programs in flight on simulated devices can block each other's threads for good.
@@ -135,6 +138,7 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         self.folder.keep_configuration(to_yaml(self.config), self.at.step)
+        self.folder.keep_files(self.dataset.files)
         self.folder.open_metrics(self.at.step)
         whole, most = self.execution.state_bytes(self.state)
         parameters = sum(x.size for x in jax.tree.leaves(self.params)) // self._copies()
@@ -158,10 +162,12 @@ class _Run:
         train, began, seconds = self.config.train, time.monotonic(), self.at.seconds
         waiting = None
         while self.at.step < train.steps and not stop.is_set():
-            batch = next(self.batches)
+            batch = self.feed.take()
             self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
+            if self.at.step < train.steps:
+                self._send(progress, metrics.loss)
             if waiting is not None:  # one step behind, so that the device never waits for the host
                 self._report(progress, *waiting)
             waiting = (self.at.step, metrics)
@@ -184,6 +190,15 @@ class _Run:
         with progress.saving():
             self.folder.settle()
 
+    def _send(self, progress: Progress, working: Any) -> None:
+        """The next batch; if there is none any more, the step before it is saved first."""
+        try:
+            self.feed.send(working)
+        except DataError:
+            if jax.process_count() == 1:  # several do not fail together
+                self._save(progress)
+            raise
+
     def _report(self, progress: Progress, step: int, metrics: Any) -> None:
         values = {
             "loss": float(metrics.loss),
@@ -191,14 +206,18 @@ class _Run:
             "skipped_steps": int(metrics.skipped),
         }
         values["learning_rate"] = float(self.rate(np.int32(step - 1 - values["skipped_steps"])))
-        speed = progress.step(step, values)
+        waited, self.waited = self.feed.waited - self.waited, self.feed.waited
+        speed = progress.step(step, values, waited)
         if step % self.config.train.log_every == 0:
-            self.folder.log(step=step, **values, tokens_per_second=speed)
+            wait = round(waited, 4)
+            self.folder.log(step=step, **values, tokens_per_second=speed, data_wait_seconds=wait)
 
     def _evaluate(self, progress: Progress) -> None:
         params = self.execution.averaged(self.params, self.state)
         results = [jax.device_get(self.execution.evaluate(params, b)) for b in self.validation]
-        means = {name: float(np.mean([r[name] for r in results])) for name in results[0]}
+        masked = "mask" in self.validation[0]
+        weights = [b["mask"].sum() for b in self.validation] if masked else None
+        means = {name: float(np.average([r[name] for r in results], weights=weights)) for name in results[0]}
         self.evaluated = self.at.step, means
         self.at.last = means["validation_loss"]
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)
@@ -206,7 +225,7 @@ class _Run:
         progress.evaluated(self.at.step, means)
 
     def _save(self, progress: Progress) -> None:
-        self.at.data = self.batches.position()
+        self.at.data = self.feed.position()
         metadata = {
             "position": dataclasses.asdict(self.at),
             "metrics": self.evaluated[1] if self.evaluated[0] == self.at.step else {},
@@ -232,7 +251,7 @@ class _Run:
             tree, position = found
             self.params, self.state = self.execution.loaded(tree, self.params, self.state)
             self.at = _Position(**position)
-            self.batches.go_to(position["data"])
+            self.feed.go_to(position["data"])
 
     def _summary(self, whole: int, most: int, *, interrupted: bool) -> dict[str, Any]:
         skipped = [m["skipped_steps"] for m in self.folder.metrics() if "skipped_steps" in m]

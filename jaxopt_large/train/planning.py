@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .._errors import Problems
 from .._partition import all_names
-from ..config import Config, MlpModel, abstract_mesh_of, build, mesh_of
+from ..config import Config, MlpModel, abstract_mesh_of, build, is_masked, mesh_of
 from ..models import make_model
 from ..plan import Chip, Plan
 from ..plan.memory import Work, planned
@@ -99,4 +99,6 @@ def abstract_batch(config: Config, mesh: Any) -> Any:
         shapes = {"features": ((*rows, config.model.inputs), jnp.float32), "labels": (rows, jnp.int32)}
     else:
         shapes = {"tokens": ((*rows, context + 1), jnp.int32)}
+        if is_masked(config.data):
+            shapes["mask"] = ((*rows, context), jnp.bool_)
     return {k: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for k, (shape, dtype) in shapes.items()}

@@ -19,6 +19,7 @@ from ..data import Dataset
 
 _PLAIN_SECONDS = 10.0  # between two lines when there is no terminal
 _SMOOTHING = 0.9  # of the time per step
+_WAITS = 0.05  # share of the time that is worth a word
 
 
 class Progress:
@@ -31,6 +32,7 @@ class Progress:
         self._loss_unit = f"nats/{dataset.unit}"
         self._done, self._last = done, time.monotonic()
         self._seconds: float | None = None  # per step, smoothed; the first step compiles and does not count
+        self._waits = 0.0  # the share of the time for which devices wait for data, smoothed
         self._printed = time.monotonic()
         self._validation: float | None = None
         self._status = Text("compiling ...", style="dim")
@@ -56,11 +58,20 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def step(self, step: int, values: dict[str, Any]) -> float:
-        """Reports a step; returns tokens (or examples) per second."""
+    def step(self, step: int, values: dict[str, Any], waited: float = 0.0) -> float:
+        """Reports a step; returns tokens (or examples) per second.
+
+        Args:
+          step: its number.
+          values: of it.
+          waited: seconds since the report before for which devices waited for data.
+        """
         now = time.monotonic()
         passed, self._last = (now - self._last) / max(1, step - self._done), now
         first, self._done = self._seconds is None, step
+        if passed > 0 and not first:
+            share = min(1.0, waited / passed)
+            self._waits = _SMOOTHING * self._waits + (1 - _SMOOTHING) * share
         if first:
             self._seconds = 0.0
         else:
@@ -104,6 +115,8 @@ class Progress:
             f"skipped {values['skipped_steps']}",
             memory(),
         ]
+        if self._waits >= _WAITS:
+            parts.insert(2, f"waits for data {self._waits:.0%}")
         return "  ".join(parts)
 
     def _render(self) -> Group:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .._errors import message
 from ..config import Config, changes, settings
-from ..data import Dataset
+from ..data import Dataset, differences
 from ..rules.learning_rate import ScaleByScheduleState
 from ..safety import SkipNonfiniteState
 from ._errors import RunError
@@ -18,7 +18,7 @@ from .folder import Loaded, OtherTreeError, RunFolder
 from .step import find
 
 _NEW = -1  # steps that a schedule has counted which is not in the checkpoint
-_SHOWN = 10  # lines of the arrays that are not common
+_SHOWN = 10  # lines of what is not common
 
 
 def resumed(
@@ -58,7 +58,7 @@ def resumed(
         console.print("Nothing to resume from: starting at step 0.")
         return None
     since = _since(folder, found.metadata, config)
-    _check_data(found, dataset, since)
+    _check_data(found, dataset, since, folder)
     if since:
         _show(console, f"Changed since step {found.step}:\n{_lines(since)}")
     if found.report is None:
@@ -83,16 +83,14 @@ def _refusal(error: OtherTreeError, since: list[str]) -> str:
         head += f". Changed since:\n{_lines(since)}"
     else:
         head += ", though no setting has changed: another version of jaxopt_large may have written it."
-    arrays = str(error.report).splitlines()
-    more = len(arrays) - _SHOWN
-    shown = [*arrays[:_SHOWN], *([f"  and {more} more"] if more > 0 else [])]
+    shown = _first(str(error.report).splitlines())
     do = "Add --changed to go on with what is common, take the settings back, or take another name."
     return "\n".join([head, "Its arrays and those of this configuration:", _lines(shown), do])
 
 
-def _check_data(found: Loaded, dataset: Dataset, since: list[str]) -> None:
+def _check_data(found: Loaded, dataset: Dataset, since: list[str], folder: RunFolder) -> None:
     before, now = found.metadata["data"].get("sha256"), dataset.facts["sha256"]
-    if before == now:
+    if before == now or (dataset.former is not None and before == dataset.former()):
         return
     text = message(
         "train",
@@ -101,7 +99,9 @@ def _check_data(found: Loaded, dataset: Dataset, since: list[str]) -> None:
         do="Start a run of another name",
     )
     settings_of_data = [line for line in since if line.startswith(("data", "seed"))]
-    raise RunError("\n".join([text, *([_lines(settings_of_data)] if settings_of_data else [])]))
+    kept = folder.files()
+    files = _first(differences(kept, dict(dataset.files))) if kept else []
+    raise RunError("\n".join([text, *(_lines(some) for some in (settings_of_data, files) if some)]))
 
 
 def _with_counts(tree: Any, count: Callable[[Any], Any]) -> Any:
@@ -123,6 +123,11 @@ def _going_on(found: Loaded) -> Any:
     guard = find(SkipNonfiniteState, found.tree["state"])
     steps = found.metadata["position"]["step"] - (0 if guard is None else int(guard.skipped))
     return _with_counts(found.tree, lambda count: steps if count == _NEW else count)
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"  and {more} more"] if more > 0 else [])]
 
 
 def _lines(lines: list[str]) -> str:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._types import Params, Rule, State, Updates
+from .._numerics import accumulation_dtype
+from .._types import Params, Rule, Scalar, State, Updates
 from ..fused.apply import apply
 from ..gradient_norm import WatchState
 from ..microbatches import mean_gradient
@@ -17,6 +18,7 @@ from ..safety import SkipNonfiniteState
 from ._errors import RunError
 
 Objective = Callable[[Params, Any], Array]  # (parameters, batch) -> a mean over the batch
+_MASK = "mask"  # of a batch: which of its targets count
 Gradient = Callable[[Params, Any], tuple[Array, Updates]]  # (parameters, batch) -> loss and gradient
 
 
@@ -38,24 +40,29 @@ def make_step(
 ) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
     """(params, state, batch) -> (params, state, metrics).
 
+    The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32. Where
+    targets are masked, all means are over the targets that count, wherever they are.
+
     Args:
       objective: the loss that is minimized.
       rule: built around `watched`.
-      gradient: (params, batch) -> (loss, gradient); by default the mean of the objective's.
+      gradient: (params, batch) -> (loss, gradient); by default `mean_of` the objective.
       mean_over: a mapped axis over which the loss is averaged.
       average_gradients: average gradients over it as well, for rules without `zero`.
-
-    The batch's leaves have a leading axis of micro-batches, whose gradients are averaged in float32.
     """
-    gradient = gradient or functools.partial(mean_gradient, objective)
+    gradient = gradient or mean_of(objective)
 
     def step(params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
         loss, grads = gradient(params, batch)
+        weight = targets_in(batch)
         if mean_over is not None:
-            loss = jax.lax.pmean(loss, mean_over)
+            loss = _mean(loss, weight, mean_over)
         if average_gradients:
-            grads = jax.lax.pmean(grads, mean_over)
+            grads = _mean(grads, weight, mean_over)
         extra = {"value": loss, "obj_fn": _on_part(objective, batch)}
+        if weight is not None:  # `zero` in a mapped axis reduces gradients itself
+            reduced = mean_over is not None and average_gradients
+            extra["weight"] = jax.lax.psum(weight, mean_over) if reduced else weight
         params, state = apply(rule, grads, state, params, **extra)
         watch = find(WatchState, state)
         guard = find(SkipNonfiniteState, watch.inner)
@@ -75,9 +82,44 @@ def make_evaluation(
         means = {"validation_loss": objective(params, batch)}
         if accuracy is not None:
             means["validation_accuracy"] = accuracy(params, batch)
-        return jax.lax.pmean(means, mean_over) if mean_over else means
+        return _mean(means, targets_in(batch), mean_over) if mean_over else means
 
     return evaluate
+
+
+def mean_of(objective: Objective, **options: Any) -> Gradient:
+    """The loss and gradient of a batch, the means over its micro-batches or the targets in them."""
+
+    def gradient(params: Params, batch: Any) -> tuple[Array, Updates]:
+        return mean_gradient(objective, params, batch, weight=weight_of(batch), **options)
+
+    return gradient
+
+
+def weight_of(batch: Any) -> Callable[[Any], Scalar] | None:
+    """What weighs a part of the batch: the targets that count in it; None where all do."""
+    return targets_in if _MASK in batch else None
+
+
+def targets_in(batch: Any) -> Any:
+    """How many targets count, a float32 scalar; None where all do."""
+    return jnp.sum(batch[_MASK], dtype=jnp.float32) if _MASK in batch else None
+
+
+def _mean(tree: Any, weight: Any, axis: Any) -> Any:
+    """The mean over a mapped axis, in which each device counts as its targets do."""
+    if weight is None:
+        return jax.lax.pmean(tree, axis)
+    total = jax.lax.psum(weight, axis)
+    share = weight / jnp.where(total > 0, total, 1.0)
+
+    def mean(x: Array) -> Array:
+        wide = accumulation_dtype(x.dtype)
+        # a device that counts for nothing may hold anything
+        part = jnp.where(share > 0, x.astype(wide) * share.astype(wide), jnp.zeros((), wide))
+        return jax.lax.psum(part, axis).astype(x.dtype)
+
+    return jax.tree.map(mean, tree)
 
 
 def _on_part(objective: Objective, batch: Any) -> Callable[[Params], Any]:

@@ -12,6 +12,7 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large import cli
 from jaxopt_large.checkpoint._manifest import read_manifest
+from jaxopt_large.data import Batches
 from jaxopt_large.train import RunError, loop, train
 
 from .runs import CONFIGS, small
@@ -144,7 +145,7 @@ def test_resuming_is_not_a_cold_start(whole, tmp_path, monkeypatch, quiet_consol
 
                 patch.setattr(loop, "make_execution", forgetful)
             else:
-                patch.setattr(loop.Batches, "go_to", lambda self, position: None)
+                patch.setattr(Batches, "go_to", lambda self, position: None)
             train(_config(), runs=runs, resume=True, console=quiet_console)
         ours, theirs = _arrays(runs / "digits")[0], _arrays(whole[0])[0]
         assert ours.keys() == theirs.keys()
@@ -208,9 +209,7 @@ def test_pmap_resumes_bit_for_bit(tmp_path, monkeypatch, quiet_console):
 
 
 def test_skipped_steps_are_counted(tmp_path, quiet_console, monkeypatch):
-    from jaxopt_large.data import _dataset
-
-    take = _dataset.Batches.__next__
+    take = Batches.__next__
 
     def broken(self):
         batch, self.seen = take(self), getattr(self, "seen", 0) + 1
@@ -218,7 +217,7 @@ def test_skipped_steps_are_counted(tmp_path, quiet_console, monkeypatch):
             batch["features"] = np.full_like(batch["features"], np.nan)
         return batch
 
-    monkeypatch.setattr(_dataset.Batches, "__next__", broken)
+    monkeypatch.setattr(Batches, "__next__", broken)
     summary = train(_config(), runs=tmp_path, console=quiet_console)
     assert summary["skipped_steps"] == 2
     assert np.isfinite(summary["final_validation_loss"])

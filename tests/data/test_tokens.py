@@ -10,7 +10,7 @@ from jaxopt_large.data import Batches, DataError
 from jaxopt_large.data.tokens import tokens
 from jaxopt_large.train import train
 
-from .runs import command, small
+from ..train.runs import command, small
 
 _SMALL = [
     "model={kind: transformer, vocabulary: 300, layers: 1, width: 16, heads: 2}",
@@ -117,7 +117,7 @@ def test_other_data_is_known_by_its_samples(folder):
             r"a.bin' ends within an id, got 1001 bytes of 2 each at byte 1000",
         ),
         ("a.npy", b"\x93NUMPY and no more", DataError, r"a.npy' is no array, or a truncated one"),
-        ("a.txt", b"words", DataError, r"no token ids are in .*; .npy and .bin files"),
+        ("a.txt", b"words", DataError, r"no token ids are in .*; .npy, .bin and .array_record files"),
         ("a.bin", b"", DataError, r"too little training data"),
         ("a.bin", b"\0" * 40, DataError, r"too little (training|validation) data"),
         (None, b"", FileNotFoundError, r"there is no file or folder"),
