@@ -1,5 +1,6 @@
 """Batches, from text, token ids or digits, in an order that a seed fixes and a position resumes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def load_data(
     vocabulary: int | None = None,
     cache: Path | None = None,
     writes: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
     """The data set that a configuration's `data` group describes: its kind, and the kind's arguments.
 
@@ -36,8 +38,9 @@ def load_data(
       vocabulary: of the model, against which ids are held.
       cache: a folder for what is found out about files once; None: it is found out each time.
       writes: does this process write there?
+      tell: is told of work that takes long and is done once.
     """
-    return _loaded(settings.model_dump(), seed, vocabulary, Cache(cache, writes=writes))
+    return _loaded(settings.model_dump(), seed, vocabulary, Cache(cache, writes=writes, tell=tell))
 
 
 def _loaded(arguments: dict[str, Any], seed: int, vocabulary: int | None, cache: Cache) -> Dataset:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import message
+from .._tables import size
 from .._writing import not_written
 from ._dataset import DataError
 from ._files import Source
@@ -20,6 +21,7 @@ from ._files import Source
 _VERSION = 1
 _CHUNK = 2**22  # bytes that are hashed at a time
 _THREADS = 4
+_HASHED = 5e8  # bytes a second, about
 
 
 class Cache:
@@ -30,10 +32,22 @@ class Cache:
     Args:
       folder: where; None: nothing is kept.
       writes: does this process write, or only read what another has written?
+      tell: is told, in a few words, of work that takes long and is done once.
     """
 
-    def __init__(self, folder: Path | None, *, writes: bool = True):
-        self.folder, self._writes = folder, writes
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        writes: bool = True,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.folder, self._writes, self._tell = folder, writes, tell
+
+    def tell(self, what: str, amount: int, *, rate: float = _HASHED) -> None:
+        """Tells of work on so many bytes, at so many in a second, if that is worth a word."""
+        if amount >= rate:
+            self._tell(f"{what}, {size(amount)}, once ...")
 
     def place(self, of: Any, suffix: str) -> Path | None:
         """The path of the file that is of something."""
@@ -132,12 +146,17 @@ def hashed(root: Path, names: Sequence[str], cache: Cache) -> list[Source]:
             wrong = f"{str(root / name)!r} cannot be read, got {error.strerror}"
             raise DataError(message("data", wrong, do="Leave files as they are while a run starts")) from None
 
+    cache.tell(f"indexing {str(root)!r}", sum(_size(root / name) for name in names if name not in known))
     with ThreadPoolExecutor(_THREADS) as threads:
         found = list(threads.map(source, names))
     kept = {s.name: [s.size, s.changed, s.sha256] for s in found}
     if kept != {name: list(known.get(name, ())) for name in names}:
         cache.keep(of, {name: list(v) for name, v in known.items()} | kept)
     return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _hashed(path: Path, name: str, known: Sequence[Any] | None) -> Source:

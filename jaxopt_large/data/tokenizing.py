@@ -18,6 +18,7 @@ from .text import Documents
 _PIECE = 2**20  # bytes that are tokenized at a time: what comes out takes a hundred times as much
 _AROUND = 400  # characters on both sides of a cut, which must not change what they become
 _TRIED = 100  # newlines before the end of a piece
+_TOKENIZED = 2e6  # bytes a second, about
 _MOST = 16  # pieces without a place for a cut
 _USUAL = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
 
@@ -128,6 +129,7 @@ def _kept(
         raise DataError(message("data", "ids of a tokenizer need a folder to be kept in, got none"))
     size = tokenizer.dtype.itemsize
     if not path.is_file():
+        cache.tell(f"tokenizing {str(root)!r}", sum(s.size for s in sources), rate=_TOKENIZED)
 
         def write(aside: Path) -> None:  # how many there are is written before the file has its name
             cache.keep(of, {"ids": write_ids(aside, root, sources, tokenizer)})

@@ -15,8 +15,13 @@ from ._errors import RunError
 _CACHE = ".data"  # beside the runs: what is found out about files once
 
 
-def dataset_of(config: Config, runs: Path) -> Dataset:
+def dataset_of(config: Config, runs: Path, tell: Callable[[str], None] = lambda text: None) -> Dataset:
     """The data set of a run. What takes long is done once, by the first process, and kept beside the runs.
+
+    Args:
+      config: of the run.
+      runs: the folder of runs.
+      tell: is told of what takes long.
 
     Raises:
       DataError: it cannot be used.
@@ -25,8 +30,8 @@ def dataset_of(config: Config, runs: Path) -> Dataset:
 
     def load() -> Dataset:
         vocabulary = getattr(config.model, "vocabulary", None)
-        cache = runs / _CACHE
-        return load_data(config.data, config.seed, vocabulary=vocabulary, cache=cache, writes=is_writer())
+        kept: dict[str, Any] = {"cache": runs / _CACHE, "writes": is_writer(), "tell": tell}
+        return load_data(config.data, config.seed, vocabulary=vocabulary, **kept)
 
     if jax.process_count() == 1:
         return load()

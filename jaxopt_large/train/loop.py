@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import functools
 import json
 import platform
 import signal
@@ -93,7 +94,8 @@ def train(
     with folder.taken(resume=resume, overwrite=overwrite) as note:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-        dataset = dataset_of(config, Path(runs))
+        tell = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        dataset = dataset_of(config, Path(runs), tell)
         with _refusals():
             execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
             run = _Run(config, folder, dataset, execution, console, mesh)

@@ -203,7 +203,7 @@ def test_checkpoints_from_before_there_was_an_index(folder, tmp_path, quiet_cons
 
     made = loop.dataset_of
 
-    def before(config, runs):
+    def before(config, runs, tell):
         found = made(config, runs)
         found.facts["sha256"] = digest.hexdigest()
         return found

@@ -54,7 +54,7 @@ def _trained(*overrides, steps=50):
     losses = []
     for _ in range(steps):
         batch = {"tokens": random.integers(0, 256, (16, 65)).astype(np.int32)}
-        params, state, metrics = run.step(params, state, batch)
+        params, state, metrics = run.step(params, state, run.placed(batch))
         losses.append(float(metrics.loss))
     return np.array(losses), params
 
@@ -162,5 +162,5 @@ def test_state_in_the_host_with_divided_parameters():
     params, state = run.init(jax.random.key(0))
     random = np.random.default_rng(0)
     batch = {"tokens": random.integers(0, 256, (16, 65)).astype(np.int32)}
-    _, _, metrics = run.step(params, state, batch)
+    _, _, metrics = run.step(params, state, run.placed(batch))
     assert np.isfinite(metrics.loss)

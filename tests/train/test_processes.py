@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from jaxopt_large.train.lock import Lock
@@ -32,6 +33,41 @@ def _train(runs, steps, *how):
     finally:
         kill(processes)
     return [process.returncode for process in processes], shown
+
+
+@pytest.fixture(scope="module")
+def read_by_one(tmp_path_factory):
+    return _read(tmp_path_factory.mktemp("one"), 1)
+
+
+def _read(folder, count):
+    """The batches that so many processes make of the same text on 6 devices, and the rows that each reads."""
+    text = folder / "text"
+    text.mkdir()
+    for n in range(40):
+        (text / f"{n}.txt").write_bytes(bytes(33 + (n * k) % 90 for k in range(7 + 5 * n)))
+    port = free_port()
+    command = [sys.executable, "-m", "tests.train.reader"]
+    processes = [
+        subprocess.Popen([*command, *map(str, (i, count, port, folder))], cwd=ROOT, env=ENVIRONMENT)
+        for i in range(count)
+    ]
+    try:
+        codes = [process.wait(PATIENCE) for process in processes]
+    finally:
+        kill(processes)
+    assert codes == [0] * count
+    with np.load(folder / "batches.npz") as found:
+        return dict(found)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_read_their_own_rows_of_the_same_batches(count, read_by_one, tmp_path):
+    found = _read(tmp_path, count)
+    for name in ("tokens", "mask"):
+        np.testing.assert_array_equal(found[name], read_by_one[name])
+    assert found["tokens"].shape == (4, 2, 12, 33)
+    assert found["rows"].tolist() == [24 // count] * count
 
 
 def test_the_first_process_owns_the_folder(tmp_path):
