@@ -13,8 +13,9 @@ from jaxtyping import Array
 from .._errors import Problems, message
 from .._paths import leaf_paths
 from ._checksums import is_small, on_device
+from ._chunks import moved, reading_places
 from ._manifest import CheckpointError
-from ._orbax import checkpointer, restore_arguments, save_arguments, with_one_error
+from ._orbax import checkpointer, chunks, restore_arguments, save_arguments, with_one_error
 
 # less than a byte -> its bits
 _NARROW = {
@@ -152,23 +153,26 @@ def write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
 
 
 def read_arrays(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """Reads arrays: large ones to where `targets` has them, small ones to the host; `placed` moves those.
+    """Reads arrays: large ones to where `targets` has them, or by chunks, small ones to the host.
+
+    `placed` moves what is not where it belongs.
 
     Raises:
       CheckpointError: a file is damaged.
     """
     if not targets:
         return {}
-    wanted = {
-        name: np.empty(x.shape, x.dtype)
-        if is_small(x)
-        else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding_of(x))
-        for name, x in targets.items()
-    }
+
+    def wanted(name: str, x: jax.ShapeDtypeStruct, places: Mapping[str, Any]) -> Any:
+        if is_small(x):
+            return np.empty(x.shape, x.dtype)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name) or _sharding_of(x))
 
     def read() -> dict[str, Any]:
         with checkpointer(_largest(targets)) as reader:
-            return dict(reader.restore(folder, args=restore_arguments(wanted)))
+            places = {} if jax.process_count() == 1 else reading_places(chunks(reader, folder), targets)
+            each = {name: wanted(name, x, places) for name, x in targets.items()}
+            return dict(reader.restore(folder, args=restore_arguments(each)))
 
     try:
         return with_one_error(read)
@@ -187,9 +191,13 @@ def _largest(arrays: Mapping[str, Any]) -> int:
 
 
 def placed(arrays: dict[str, Any], targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """Arrays that were read, where `targets` has them."""
+    """Arrays that were read, where `targets` has them; `arrays` is empty then."""
     here = {name: _sharding_of(targets[name]) for name, x in arrays.items() if isinstance(x, np.ndarray)}
-    return arrays | jax.device_put({name: arrays[name] for name in here}, here)
+    found = jax.device_put({name: arrays.pop(name) for name in here}, here)
+    for name in list(arrays):  # one at a time: they are in memory twice
+        x, place = arrays.pop(name), targets[name].sharding
+        found[name] = x if place is None or x.sharding == place else moved(x, place)
+    return found
 
 
 def _sharding_of(x: jax.ShapeDtypeStruct) -> Any:

@@ -74,6 +74,14 @@ def restore_arguments(targets: Mapping[str, Any]) -> Any:
     return ocp.args.PyTreeRestore(dict(targets), restore_args=each)
 
 
+def chunks(reader: Any, folder: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is read together of each array; empty where orbax does not say."""
+    found = reader.metadata(folder)
+    tree = getattr(found, "item_metadata", found)
+    stored = {name: getattr(x, "storage", None) for name, x in dict(getattr(tree, "tree", tree)).items()}
+    return {name: tuple(x.chunk_shape) for name, x in stored.items() if getattr(x, "chunk_shape", None)}
+
+
 def _chunk(x: Any) -> int | None:
     """Bytes that are read together: a small part of what a device has, whose neighbors may go elsewhere."""
     shape = x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape
