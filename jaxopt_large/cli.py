@@ -159,6 +159,9 @@ def tokenize(
     except (DataError, FileNotFoundError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # of the terminal
+        print(f"tokenize: {error}.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -65,7 +65,7 @@ class TextData(Group):
         if self.tokenizer is None and isinstance(self.end_of_text, str):
             raise ValueError(f"end_of_text: {self.end_of_text!r} is a token, and there is no tokenizer")
         if self.pack and self.tokenizer is None and self.end_of_text is None:
-            raise ValueError("pack: documents need an end_of_text, for bytes an id of 256 or more")
+            raise ValueError("pack: documents need an end_of_text, for bytes an id such as 256")
         return self
 
 
@@ -102,7 +102,7 @@ class MixtureData(Group):
         dict[str, Annotated[StdlibData | TextData | TokensData, Field(discriminator="kind")]],
         Field(min_length=1),
     ]
-    weights: dict[str, Annotated[float, Field(gt=0, le=FLOAT32)]]
+    weights: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "MixtureData":

@@ -11,6 +11,7 @@ from ._dataset import DataError as DataError
 from ._dataset import Dataset as Dataset
 from ._files import Source as Source
 from ._files import differences as differences
+from ._files import expanded as expanded
 from .digits import digits
 from .mixture import mixture
 from .text import folder_text, stdlib_text
@@ -27,7 +28,6 @@ def load_data(
     *,
     vocabulary: int | None = None,
     cache: Path | None = None,
-    writes: bool = True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
     """The data set that a configuration's `data` group describes: its kind, and the kind's arguments.
@@ -37,10 +37,9 @@ def load_data(
       seed: of what is drawn.
       vocabulary: of the model, against which ids are held.
       cache: a folder for what is found out about files once; None: it is found out each time.
-      writes: does this process write there?
       tell: is told of work that takes long and is done once.
     """
-    return _loaded(settings.model_dump(), seed, vocabulary, Cache(cache, writes=writes, tell=tell))
+    return _loaded(settings.model_dump(), seed, vocabulary, Cache(cache, tell=tell))
 
 
 def _loaded(arguments: dict[str, Any], seed: int, vocabulary: int | None, cache: Cache) -> Dataset:

@@ -29,15 +29,21 @@ class Batches:
     def __init__(self, dataset: Dataset, batch: int, seed: int, *, rows: Sequence[int] | None = None):
         import grain  # imported here: it takes a second
 
-        examples = _endless(dataset, seed, grain)
-        rows = range(batch) if rows is None else rows
+        self._grain, self._batch = grain, batch
+        self._examples = _endless(dataset, seed, grain)
+        self._rows = range(batch) if rows is None else rows
+        self._begin(0)
+
+    def _begin(self, start: int) -> None:
+        """Batches from an example on."""
+        self._start = start
 
         def read(number: int) -> Batch:
-            chosen = [examples[number * batch + row] for row in rows]
+            chosen = [self._examples[start + number * self._batch + row] for row in self._rows]
             return {name: np.stack([one[name] for one in chosen]) for name in chosen[0]}
 
-        stream = grain.MapDataset.range(_ENDLESS // batch).map(read)
-        ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+        stream = self._grain.MapDataset.range(_ENDLESS // self._batch).map(read)
+        ahead = self._grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         self._iterator = iter(stream.to_iter_dataset(ahead))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -47,10 +53,11 @@ class Batches:
         return next(self._iterator)
 
     def position(self) -> dict[str, Any]:
-        return self._iterator.get_state()
+        return {"examples": self._start + self._iterator.get_state()["next_index"] * self._batch}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        self._iterator.set_state(position)
+        batches = position.get("next_index", 0)  # as it was said before batches could change in size
+        self._begin(position.get("examples", batches * self._batch))
 
 
 def _endless(dataset: Dataset, seed: int, grain: Any) -> Any:

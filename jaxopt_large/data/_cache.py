@@ -1,9 +1,12 @@
 """What is found out about files once, and kept beside the runs: hashes, ids of text, where examples begin."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import time
+import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +19,12 @@ from .._errors import message
 from .._tables import size
 from .._writing import not_written
 from ._dataset import DataError
-from ._files import Source
+from ._files import Source, unreadable
 
 _VERSION = 1
 _CHUNK = 2**22  # bytes that are hashed at a time
 _THREADS = 4
+_GIVEN_UP = 6 * 3600  # seconds without a write after which nobody writes any more
 _HASHED = 5e8  # bytes a second, about
 
 
@@ -31,7 +35,6 @@ class Cache:
 
     Args:
       folder: where; None: nothing is kept.
-      writes: does this process write, or only read what another has written?
       tell: is told, in a few words, of work that takes long and is done once.
     """
 
@@ -39,10 +42,14 @@ class Cache:
         self,
         folder: Path | None,
         *,
-        writes: bool = True,
         tell: Callable[[str], None] = lambda text: None,
     ):
-        self.folder, self._writes, self._tell = folder, writes, tell
+        self.folder, self._tell = folder, tell
+
+    @property
+    def beside(self) -> Path | None:
+        """The folder of runs that it is in."""
+        return None if self.folder is None else self.folder.parent
 
     def tell(self, what: str, amount: int, *, rate: float = _HASHED) -> None:
         """Tells of work on so many bytes, at so many in a second, if that is worth a word."""
@@ -65,10 +72,11 @@ class Cache:
             return {}
         try:
             found = json.loads(path.read_bytes())
-            if found["version"] != _VERSION or found["of"] != list(of):
+            kept = found["kept"]
+            if found["version"] != _VERSION or found["of"] != list(of) or not isinstance(kept, dict):
                 raise ValueError(f"got {found['of']}")
-            return found["kept"]
-        except (ValueError, KeyError, TypeError) as error:
+            return kept
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise _other(path, of, error) from None
 
     def keep(self, of: Sequence[str], kept: dict[str, Any]) -> None:
@@ -78,7 +86,7 @@ class Cache:
           DataError: it cannot be written.
         """
         path = self.place(of, ".json")
-        if path is not None and self._writes:
+        if path is not None:
             content = json.dumps({"version": _VERSION, "of": list(of), "kept": kept})
             self.write(path, lambda aside: aside.write_text(content))
 
@@ -98,31 +106,49 @@ class Cache:
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise _other(path, of, error) from None
         made = make()
-        if path is not None and self._writes:
+        if path is not None:
 
             def save(aside: Path) -> None:
                 with aside.open("wb") as stream:
                     np.savez(stream, of=json.dumps(list(of)), kept=made)
 
-            self.write(path, save)
+            self.write(path, save, keeps=True)
         return made
 
-    def write(self, path: Path, write: Callable[[Path], Any]) -> None:
-        """Writes a file in one rename.
+    def write(self, path: Path, write: Callable[[Path], Any], *, keeps: bool = False) -> None:
+        """Writes a file that is there whole or not at all.
+
+        Args:
+          path: the file.
+          write: writes it, under another name.
+          keeps: one that another run has made meanwhile stays: somebody may read it.
 
         Raises:
           DataError: it cannot be written; nothing of it is left.
         """
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
             write(aside)
+            with aside.open("rb") as stream:
+                os.fsync(stream.fileno())
+            if keeps and path.exists():
+                return
             os.replace(aside, path)
         except OSError as error:
             raise DataError(not_written("data", path, error)) from None
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What runs have left that were killed while they wrote the same."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # another run was faster
+            if time.time() - old.stat().st_mtime > _GIVEN_UP:
+                old.unlink()
 
 
 NOTHING = Cache(None)  # is kept
@@ -137,41 +163,43 @@ def hashed(root: Path, names: Sequence[str], cache: Cache) -> list[Source]:
       DataError: a file changes while it is read, or cannot be; the cache is of other files.
     """
     of = ("index", str(root.resolve()))
-    known = {k: tuple(v) for k, v in cache.table(of).items()}
-
-    def source(name: str) -> Source:
-        try:
-            return _hashed(root / name, name, known.get(name))
-        except OSError as error:
-            wrong = f"{str(root / name)!r} cannot be read, got {error.strerror}"
-            raise DataError(message("data", wrong, do="Leave files as they are while a run starts")) from None
-
-    cache.tell(f"indexing {str(root)!r}", sum(_size(root / name) for name in names if name not in known))
+    known = cache.table(of)
+    wrong = next((v for v in known.values() if not (isinstance(v, list) and len(v) == 3)), None)
+    if wrong is not None:
+        raise _other(Path(str(cache.place(of, ".json"))), of, ValueError(f"got {wrong!r}"))
+    sizes = {name: _stat(root / name) for name in names}
+    changed = [n for n in names if known.get(n, [])[:2] != [sizes[n].st_size, sizes[n].st_mtime_ns]]
+    cache.tell(f"indexing {str(root)!r}", sum(sizes[name].st_size for name in changed))
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(threads.map(source, names))
-    kept = {s.name: [s.size, s.changed, s.sha256] for s in found}
-    if kept != {name: list(known.get(name, ())) for name in names}:
-        cache.keep(of, {name: list(v) for name, v in known.items()} | kept)
-    return found
+        made = threads.map(lambda name: _hashed(root / name, sizes[name]), changed)
+        fresh = dict(zip(changed, made, strict=True))
+    found = known | {n: [sizes[n].st_size, sizes[n].st_mtime_ns, sha] for n, sha in fresh.items()}
+    if changed:
+        cache.keep(of, found)
+    return [Source(name, *found[name]) for name in names]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
-def _hashed(path: Path, name: str, known: Sequence[Any] | None) -> Source:
-    before = path.stat()
-    if known is not None and tuple(known[:2]) == (before.st_size, before.st_mtime_ns):
-        return Source(name, before.st_size, before.st_mtime_ns, known[2])
+def _hashed(path: Path, before: os.stat_result) -> str:
+    """The SHA-256 of a file that stays as it is meanwhile."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-        after = os.fstat(stream.fileno())
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
+        after = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         wrong = f"{str(path)!r} changes while it is read, got {after.st_size} bytes"
         raise DataError(message("data", wrong, allowed=f"it had {before.st_size} bytes", do="Start again"))
-    return Source(name, before.st_size, before.st_mtime_ns, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _other(path: Path, of: Sequence[str], error: Exception) -> DataError:

@@ -42,6 +42,7 @@ def dataset(
     *,
     unit: str,
     facts: dict[str, Any],
+    key: str,
     files: Mapping[str, tuple[int, str]],
     do: str = "Add longer files, or lower it",
 ) -> Dataset:
@@ -54,7 +55,8 @@ def dataset(
       validation: streams to validate on.
       cache: keeps where examples of whole documents begin.
       unit: of an id: "byte" or "token".
-      facts: what identifies the data, its "sha256" among it.
+      facts: what identifies the data.
+      key: identifies the streams, by content, order and part.
       files: name -> (size, hash).
       do: what to do where there is too little.
 
@@ -62,7 +64,7 @@ def dataset(
       DataError: there is too little for one example of each.
     """
     parts = {"training": list(train), "validation": list(validation)}
-    made = {name: _examples(cut, name, streams, cache, facts["sha256"]) for name, streams in parts.items()}
+    made = {name: _examples(cut, name, streams, cache, key) for name, streams in parts.items()}
     for name, found in made.items():
         if not found.count:
             longest = max((s.length for s in parts[name]), default=0)
@@ -89,7 +91,7 @@ def _validation(cut: Cut, streams: Sequence[Stream], made: Examples) -> Batch:
     return spread_windows(streams[0], cut.context, cut.validation_windows, cut.vocabulary)
 
 
-def _examples(cut: Cut, name: str, streams: Sequence[Stream], cache: Cache, sha256: str) -> Examples:
+def _examples(cut: Cut, name: str, streams: Sequence[Stream], cache: Cache, key: str) -> Examples:
     if not cut.pack:
         return Windows(streams, cut.context, cut.vocabulary)
     end = cut.end_of_text
@@ -102,7 +104,7 @@ def _examples(cut: Cut, name: str, streams: Sequence[Stream], cache: Cache, sha2
         found = [packed_starts(s.length, s.ends(end), cut.context) for s in streams]
         return np.concatenate([np.asarray([len(x) for x in found], np.int64), *found])
 
-    both = cache.array(("packed", name, sha256, str(cut.context), str(end)), make)
+    both = cache.array(("packed", name, key, str(cut.context), str(end)), make)
     counts, starts = both[: len(streams)], both[len(streams) :]
     each = np.split(starts, np.cumsum(counts)[:-1]) if len(streams) else []
     return Packed(streams, each, cut.context, end, cut.vocabulary)

@@ -47,7 +47,7 @@ class Reader:
         """
         try:
             opened = self._opened(str(path))  # held: another thread may push it out of the cache
-            now = os.fstat(opened.number)
+            now = os.stat(path)  # and not of what is open, which may have been replaced
             if (now.st_size, now.st_mtime_ns) != (source.size, source.changed):
                 raise _changed(path, source, start, f"got {now.st_size} bytes")
             pieces = []
@@ -84,6 +84,33 @@ def _changed(path: Path, source: Source, start: int, got: str) -> DataError:
             do="Leave a run's files as they are; to go on with others, start a run of another name",
         )
     )
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a file that the system does not let anyone read."""
+    wrong = f"{str(path)!r} cannot be read, got {error.strerror}"
+    return DataError(message("data", wrong, do="Leave files as they are while a run starts, and readable"))
+
+
+def files_under(root: Path, beside: Path | None) -> list[Path]:
+    """The files in a folder, relative to it and by name: none that is hidden, or belongs to the runs.
+
+    Args:
+      root: the folder.
+      beside: the folder of runs; None: there is none.
+    """
+    apart = None if beside is None else beside.resolve()
+    inside = apart is not None and root.resolve() in apart.parents
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        here = Path(folder)
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not (inside and (here / name).resolve() == apart)
+        ]
+        found += [(here / name).relative_to(root) for name in names if not name.startswith(".")]
+    return sorted(f for f in found if (root / f).is_file())
 
 
 def differences(before: dict[str, tuple[int, str]], now: dict[str, tuple[int, str]]) -> list[str]:

@@ -10,7 +10,7 @@ from ._dataset import DataError
 from ._files import Reader, Source
 from ._streams import Joined
 
-_READ = 1024  # records at a time
+_READ = 64  # records at a time
 
 
 def records(
@@ -52,7 +52,7 @@ def records(
                 raise failed(error) from None
         return np.asarray(found, np.int64)
 
-    of = ("records", source.sha256, str(source.size), str(file.resolve()))
+    of = ("records", source.sha256, str(source.size), str(source.changed), str(file.resolve()))
     sizes = cache.array(of, lengths)
     wrong = np.flatnonzero(sizes % dtype.itemsize)
     if wrong.size:
@@ -62,7 +62,10 @@ def records(
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
         reader.read(file, source, 0, 0)  # raises if the file has changed
-        return np.frombuffer(held[row], dtype)[start:stop]
+        try:
+            return np.frombuffer(held[row], dtype)[start:stop]
+        except (ValueError, RuntimeError, OSError, IndexError) as error:
+            raise failed(error) from None
 
     def place(row: int, at: int) -> str:
         return f"{str(file)!r}, record {row}, at byte {at * dtype.itemsize}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from ._dataset import Batch, DataError, Dataset
 def mixture(parts: Mapping[str, Dataset], weights: Mapping[str, float]) -> Dataset:
     """Examples of several data sets, of which each has an order and epochs of its own.
 
-    Of every run of examples each part has its share, as nearly as whole numbers can; a small part comes
-    round more often than a large one.
+    Of every run of examples each part has its share, to about one part in a hundred; a small part comes round
+    more often than a large one.
 
     Args:
       parts: name -> data set.
@@ -39,7 +39,7 @@ def mixture(parts: Mapping[str, Dataset], weights: Mapping[str, float]) -> Datas
     return Dataset(
         name=" + ".join(parts),
         size=sum(part.size for part in parts.values()),
-        example=next(iter(named.values())).example,
+        example=_one_after_the_other(list(named.values())),
         validation=_stacked([part.validation for part in named.values()]),
         tokens_per_example=round(each),
         unit=units.pop() if len(units) == 1 else "token",
@@ -53,6 +53,16 @@ def mixture(parts: Mapping[str, Dataset], weights: Mapping[str, float]) -> Datas
         },
         mixed=tuple((part, weights[name]) for name, part in named.items()),
     )
+
+
+def _one_after_the_other(parts: list[Dataset]) -> Callable[[int], Batch]:
+    ends = np.cumsum([part.size for part in parts])
+
+    def example(index: int) -> Batch:
+        number = int(np.searchsorted(ends, index, side="right"))
+        return parts[number].example(index - (int(ends[number - 1]) if number else 0))
+
+    return example
 
 
 def _summed(parts: Mapping[str, Dataset]) -> list[str]:

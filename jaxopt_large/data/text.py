@@ -1,11 +1,13 @@
 """Text: Python's own standard library, or any folder of text files; as bytes, or as ids of a tokenizer."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from .._errors import message
 from ._cache import NOTHING, Cache, hashed
 from ._dataset import DataError, Dataset
 from ._examples import Cut, dataset
-from ._files import Reader, Source, expanded
+from ._files import Reader, Source, expanded, files_under
 from ._streams import Joined, Part, Stream
 
 _VALIDATION_SHARE = 0.1  # of the files
@@ -35,6 +37,7 @@ _TEXT = {
     ".json",
 }
 _NEWLINE = 10
+_CHUNK = 2**22  # bytes that are hashed at a time
 _BYTE = np.dtype(np.uint8)
 
 
@@ -47,16 +50,26 @@ class Documents:
     train: Sequence[Source]
     validation: Sequence[Source]
 
-    @property
+    @functools.cached_property
     def all(self) -> list[Source]:
         """In the order of their names."""
         return sorted([*self.train, *self.validation], key=lambda s: Path(s.name))
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Of their names, sizes and contents."""
-        told = "".join(f"{s.sha256} {s.size} {s.name}\n" for s in self.all)
-        return hashlib.sha256(told.encode()).hexdigest()
+        return known_by(self.all)
+
+    @functools.cached_property
+    def parts_sha256(self) -> str:
+        """Of those of each part."""
+        return f"{known_by(self.train)}-{known_by(self.validation)}"
+
+
+def known_by(sources: Sequence[Source]) -> str:
+    """A hash of the names, sizes and contents of files."""
+    told = "".join(f"{s.sha256} {s.size} {s.name}\n" for s in sources)
+    return hashlib.sha256(os.fsencode(told)).hexdigest()
 
 
 def stdlib_text(*, context: int, seed: int, validation_windows: int, cache: Cache = NOTHING) -> Dataset:
@@ -108,9 +121,17 @@ def folder_text(
 
     kept = tokenized(documents, tokenizer, end_of_text, cache, vocabulary)
     cut = Cut(context, validation_windows, vocabulary, kept.end_of_text, pack)
-    files, facts = _known(documents), {"sha256": kept.sha256, "files": len(documents.all)}
+    files, facts = _known(documents), _facts(documents, kept.sha256)
     return dataset(
-        documents.root, cut, kept.train, kept.validation, cache, unit="token", facts=facts, files=files
+        documents.root,
+        cut,
+        kept.train,
+        kept.validation,
+        cache,
+        unit="token",
+        facts=facts,
+        key=kept.key,
+        files=files,
     )
 
 
@@ -133,11 +154,9 @@ def found_documents(
             )
         )
     wanted = suffixes or _TEXT
-    files = sorted(
-        f.relative_to(root)
-        for f in root.rglob("*")
-        if f.suffix in wanted and f.is_file() and not _SKIPPED & set(f.relative_to(root).parts[:-1])
-    )
+    files = [
+        f for f in files_under(root, cache.beside) if f.suffix in wanted and not _SKIPPED & set(f.parts[:-1])
+    ]
     parts: dict[str, list[Source]] = {"train": [], "validation": []}
     for source in hashed(root, [f.as_posix() for f in files], cache):
         parts[_part(source.name, seed)].append(source)
@@ -168,13 +187,26 @@ def _bytes(documents: Documents, cut: Cut, cache: Cache) -> Dataset:
     if not documents.validation and documents.train:
         at = int(train.length * (1 - _VALIDATION_SHARE))
         parts = Part(train, 0, at), Part(train, at, train.length)
-    facts = {"sha256": documents.sha256, "files": len(documents.all)}
+    facts, key = _facts(documents, documents.sha256), documents.parts_sha256
     do = f"Add files that end in {', '.join(sorted(documents.suffixes))}"
     files = _known(documents)
     made = dataset(
-        documents.root, cut, [parts[0]], [parts[1]], cache, unit="byte", facts=facts, files=files, do=do
+        documents.root,
+        cut,
+        [parts[0]],
+        [parts[1]],
+        cache,
+        unit="byte",
+        facts=facts,
+        key=key,
+        files=files,
+        do=do,
     )
     return dataclasses.replace(made, former=lambda: _former(documents))
+
+
+def _facts(documents: Documents, sha256: str) -> dict[str, Any]:
+    return {"sha256": sha256, "hashed": "by file", "files": len(documents.all)}
 
 
 def _known(documents: Documents) -> dict[str, tuple[int, str]]:
@@ -183,7 +215,7 @@ def _known(documents: Documents) -> dict[str, tuple[int, str]]:
 
 def _part(relative: str, seed: int) -> str:
     """A file's part depends on its name and the seed alone: other files may come and go."""
-    number = int.from_bytes(hashlib.sha256(f"{seed}:{relative}".encode()).digest()[:8], "big")
+    number = int.from_bytes(hashlib.sha256(os.fsencode(f"{seed}:{relative}")).digest()[:8], "big")
     return "validation" if number < _VALIDATION_SHARE * 2**64 else "train"
 
 
@@ -191,5 +223,8 @@ def _former(documents: Documents) -> str:
     """The hash of everything in one piece, by which checkpoints knew text before there was an index."""
     digest = hashlib.sha256()
     for source in documents.all:
-        digest.update(source.name.encode() + b"\0" + (documents.root / source.name).read_bytes())
+        digest.update(os.fsencode(source.name) + b"\0")
+        with (documents.root / source.name).open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
     return digest.hexdigest()

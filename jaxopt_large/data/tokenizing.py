@@ -11,9 +11,9 @@ import numpy as np
 from .._errors import message
 from ._cache import Cache
 from ._dataset import DataError
-from ._files import Reader, Source, expanded
+from ._files import Reader, Source, expanded, unreadable
 from ._streams import FileIds, Part, Stream
-from .text import Documents
+from .text import Documents, known_by
 
 _PIECE = 2**20  # bytes that are tokenized at a time: what comes out takes a hundred times as much
 _AROUND = 400  # characters on both sides of a cut, which must not change what they become
@@ -21,6 +21,8 @@ _TRIED = 100  # newlines before the end of a piece
 _TOKENIZED = 2e6  # bytes a second, about
 _MOST = 16  # pieces without a place for a cut
 _USUAL = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
+
+_Piece = tuple[str, bool, int]
 
 
 class Tokenized(NamedTuple):
@@ -30,6 +32,7 @@ class Tokenized(NamedTuple):
     validation: list[Stream]
     end_of_text: int | None
     sha256: str  # of the text, the tokenizer, and what follows a document
+    key: str  # the same, and of which text trains
 
 
 class Tokenizer:
@@ -54,7 +57,10 @@ class Tokenizer:
         if not file.is_file():
             wrong = f"there is no tokenizer, got {str(path)!r}"
             raise FileNotFoundError(message("data", wrong, do="Give a tokenizer.json as data.tokenizer"))
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise unreadable(file, error) from None
         try:
             self._made: Any = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing else
@@ -63,7 +69,7 @@ class Tokenizer:
             raise DataError(message("data", wrong, do="Give a tokenizer.json as data.tokenizer")) from None
         self._made.no_truncation()
         self._made.no_padding()
-        self.size = self._made.get_vocab_size()
+        self.size = 1 + max(self._made.get_vocab(with_added_tokens=True).values(), default=-1)
         self.end_of_text = self._end(end_of_text, path)
         self.sha256 = hashlib.sha256(content).hexdigest()
 
@@ -106,18 +112,23 @@ def tokenized(
         wrong = f"the tokenizer {path!r} has {tokenizer.size} ids"
         allowed = f"at most model.vocabulary = {vocabulary}"
         raise DataError(message("data", wrong, allowed=allowed, do=f"Raise that to {tokenizer.size}"))
-    told = f"{documents.sha256} {tokenizer.sha256} {tokenizer.end_of_text}"
-    sha256 = hashlib.sha256(told.encode()).hexdigest()
+    told = f"{tokenizer.sha256} {tokenizer.end_of_text}"
     parts = {"train": documents.train, "validation": documents.validation}
+    keys = {name: _sha256(f"{known_by(some)} {told}") for name, some in parts.items()}
     made = {
-        name: _kept(documents.root, some, tokenizer, (f"ids-{name}", sha256), cache)
+        name: _kept(documents.root, some, tokenizer, (f"ids-{name}", keys[name]), cache)
         for name, some in parts.items()
     }
     train, validation = made["train"], made["validation"]
     if not documents.validation:  # a single file, or an unlucky few
         cut = train.length - train.length // 10
         train, validation = Part(train, 0, cut), Part(train, cut, train.length)
-    return Tokenized([train], [validation], tokenizer.end_of_text, sha256)
+    sha256 = _sha256(f"{documents.sha256} {told}")
+    return Tokenized([train], [validation], tokenizer.end_of_text, sha256, " ".join(keys.values()))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _kept(
@@ -134,7 +145,7 @@ def _kept(
         def write(aside: Path) -> None:  # how many there are is written before the file has its name
             cache.keep(of, {"ids": write_ids(aside, root, sources, tokenizer)})
 
-        cache.write(path, write)
+        cache.write(path, write, keeps=True)
     expected, found = cache.table(of).get("ids"), path.stat()
     if expected is None or expected * size != found.st_size:
         wrong = f"the cache {str(path)!r} is damaged or of other files, got {found.st_size} bytes"
@@ -170,22 +181,22 @@ def write_ids(
     closing = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     with path.open("wb") as stream:
         for group in _grouped(_pieces(reader, root, sources, tokenizer)):
-            made = tokenizer.ids([text for text, _ in group])
-            closed = [ids + (closing if last else []) for ids, (_, last) in zip(made, group, strict=True)]
+            made = tokenizer.ids([text for text, _, _ in group])
+            closed = [ids + (closing if last else []) for ids, (_, last, _) in zip(made, group, strict=True)]
             ids = np.fromiter(itertools.chain.from_iterable(closed), tokenizer.dtype)
             stream.write(ids.tobytes())
             written += len(ids)
-            read += sum(len(text) for text, _ in group)
+            read += sum(size for _, _, size in group)
             progress(read)
     return written
 
 
-def _grouped(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+def _grouped(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
     """Pieces in groups that are worth the threads of the library."""
     group, size = [], 0
     for piece in pieces:
         group.append(piece)
-        size += len(piece[0])
+        size += piece[2]
         if size >= _PIECE:
             yield group
             group, size = [], 0
@@ -193,10 +204,8 @@ def _grouped(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
         yield group
 
 
-def _pieces(
-    reader: Reader, root: Path, sources: Sequence[Source], tokenizer: Tokenizer
-) -> Iterator[tuple[str, bool]]:
-    """Documents, long ones in pieces; and is it the last of its document?"""
+def _pieces(reader: Reader, root: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Iterator[_Piece]:
+    """Documents, long ones in pieces; is it the last of its document; and its bytes."""
     for source in sources:
         path, start, left = root / source.name, 0, b""
         while start < source.size:
@@ -205,13 +214,13 @@ def _pieces(
             start += count
             cut = _cut(left, tokenizer) if start < source.size else 0
             if cut:
-                yield _text(left[:cut], path, start - len(left)), False
+                yield _text(left[:cut], path, start - len(left)), False, cut
                 left = left[cut:]
             elif len(left) > _MOST * _PIECE:
                 wrong = f"{str(path)!r} cannot be tokenized in pieces, got no newline at which it can be cut"
                 do = "Divide it into shorter files, or take byte-level BPE"
                 raise DataError(message("data", wrong, at=f"byte {start - len(left)}", do=do))
-        yield _text(left, path, start - len(left)), True
+        yield _text(left, path, start - len(left)), True, len(left)
 
 
 def _cut(content: bytes, tokenizer: Tokenizer) -> int:
@@ -227,7 +236,8 @@ def _cut(content: bytes, tokenizer: Tokenizer) -> int:
         before = content[max(0, at + 1 - _AROUND) : at + 1].decode(errors="ignore")
         after = content[at + 1 : at + 1 + _AROUND].decode(errors="ignore")
         one, two, both = tokenizer.ids([before, after, before + after])
-        if after and one + two == both:
+        # between words: what is around a longer gap may still look across it
+        if before.strip() and after[:1].strip() and one + two == both:
             return at + 1
     return 0
 

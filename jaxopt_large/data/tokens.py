@@ -1,6 +1,7 @@
 """Token ids as tokenizing tools write them: files of numbers that are read where they are needed."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from .._errors import message
 from ._cache import NOTHING, Cache
 from ._dataset import DataError, Dataset
 from ._examples import Cut, dataset
-from ._files import Reader, Source, expanded
+from ._files import Reader, Source, expanded, files_under, unreadable
 from ._records import records
 from ._streams import FileIds, Part, Stream
 
@@ -84,10 +85,12 @@ def tokens(
         train = [Part(f.ids, 0, cut) for f, cut in zip(files, cuts, strict=True)]
         spread = [Part(f.ids, cut, f.ids.length) for f, cut in zip(files, cuts, strict=True)]
         validates = []
-    facts = {"sha256": _known_by(files, validates), "files": len(files)}
-    known = {f.source.name: (f.source.size, f.source.sha256) for f in [*files, *validates]}
+    facts: dict[str, Any] = {"sha256": _known_by(files, validates), "files": len(files)}
+    known = {f.source.name: (f.source.size, f.source.sha256) for f in files}
+    known |= {f"validation: {f.source.name}": (f.source.size, f.source.sha256) for f in validates}
+    key = " ".join([facts["sha256"], *(str(f.source.changed) for f in [*files, *validates])])
     cut = Cut(context, validation_windows, vocabulary, end_of_text, pack)
-    return dataset(Path(path), cut, train, spread, cache, unit="token", facts=facts, files=known)
+    return dataset(expanded(path), cut, train, spread, cache, unit="token", facts=facts, key=key, files=known)
 
 
 def _files(path: str | Path, how: _How) -> list[_File]:
@@ -95,8 +98,8 @@ def _files(path: str | Path, how: _How) -> list[_File]:
     if not root.exists():
         wrong = f"there is no file or folder {str(path)!r}"
         raise FileNotFoundError(message("data", wrong, do="Give one of .npy, .bin or ArrayRecord files"))
-    inside = (f for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
-    found = sorted(f for f in inside if _opener(f)) if root.is_dir() else [root]
+    inside = files_under(root, how.cache.beside) if root.is_dir() else []
+    found = [root / f for f in inside if _opener(f)] if root.is_dir() else [root]
     if not found or not all(_opener(f) for f in found):
         wrong = f"no token ids are in {str(path)!r}"
         raise DataError(message("data", wrong, allowed=".npy, .bin and .array_record files"))
@@ -110,7 +113,9 @@ def _files(path: str | Path, how: _How) -> list[_File]:
 
 def _opener(file: Path) -> Callable[[Path, Source, _How], _File] | None:
     """What reads files of that name: `.array_record-00000-of-00010` is one of ten."""
-    return next((opens for suffix, opens in _OPENED.items() if file.suffix.startswith(suffix)), None)
+    if file.suffix.startswith(_RECORDS):
+        return _record_file
+    return _OPENED.get(file.suffix)
 
 
 def _raw(file: Path, source: Source, how: _How) -> _File:
@@ -141,16 +146,21 @@ def _record_file(file: Path, source: Source, how: _How) -> _File:
     return _File(file, source, stream, f"{how.dtype} {how.end_of_text}")
 
 
-_OPENED = {".bin": _raw, ".npy": _npy, ".array_record": _record_file, ".arrayrecord": _record_file}
+_OPENED = {".bin": _raw, ".npy": _npy}
+_RECORDS = (".array_record", ".arrayrecord")
 
 
 def _sampled(path: Path, name: str) -> Source:
     """A file with a hash of samples of it: known again in no time."""
-    found, digest = path.stat(), hashlib.sha256()
-    with path.open("rb") as stream:
-        for place in np.linspace(0, max(found.st_size - _SAMPLE, 0), _SAMPLES).astype(np.int64):
-            stream.seek(int(place))
-            digest.update(stream.read(_SAMPLE))
+    digest = hashlib.sha256()
+    try:
+        found = path.stat()
+        with path.open("rb") as stream:
+            for place in np.linspace(0, max(found.st_size - _SAMPLE, 0), _SAMPLES).astype(np.int64):
+                stream.seek(int(place))
+                digest.update(stream.read(_SAMPLE))
+    except OSError as error:
+        raise unreadable(path, error) from None
     return Source(name, found.st_size, found.st_mtime_ns, digest.hexdigest())
 
 
@@ -161,4 +171,4 @@ def _known_by(train: Sequence[_File], validation: Sequence[_File]) -> str:
         for part, files in (("train", train), ("validation", validation))
         for f in files
     ]
-    return hashlib.sha256("".join(told).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(told))).hexdigest()

@@ -1,12 +1,16 @@
 """Batches on their way to the devices, one ahead of the step; and the data set that they come from."""
 
+import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from .._errors import message
 from .._processes import is_writer, on_any_later
 from ..config import Config
 from ..data import Batches, Dataset, load_data
@@ -30,7 +34,7 @@ def dataset_of(config: Config, runs: Path, tell: Callable[[str], None] = lambda 
 
     def load() -> Dataset:
         vocabulary = getattr(config.model, "vocabulary", None)
-        kept: dict[str, Any] = {"cache": runs / _CACHE, "writes": is_writer(), "tell": tell}
+        kept: dict[str, Any] = {"cache": runs / _CACHE, "tell": tell}
         return load_data(config.data, config.seed, vocabulary=vocabulary, **kept)
 
     if jax.process_count() == 1:
@@ -43,43 +47,75 @@ def dataset_of(config: Config, runs: Path, tell: Callable[[str], None] = lambda 
             failure = error
     if on_any_later(failure is not None, "data"):
         raise failure or RunError("train: the data was refused; the first process says why.")
-    return found or load()
+    try:
+        found = found or load()
+    except Exception as error:
+        failure = error
+    _check_same(found, failure)
+    return found  # type: ignore[return-value]
+
+
+def _check_same(found: Dataset | None, failure: Exception | None) -> None:
+    """Raises unless all processes have found the same data."""
+    from jax.experimental import multihost_utils
+
+    own = hashlib.sha256(repr(found and (found.size, found.facts["sha256"])).encode()).digest()
+    each = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
+    others = [n for n, digest in enumerate(each) if not np.array_equal(digest, each[0])]
+    if failure is not None:
+        raise failure
+    if others:
+        wrong = f"processes have found other data than the first, got it on {', '.join(map(str, others))}"
+        raise RunError(message("train", wrong, do="Give all the same files; a folder that all see will do"))
 
 
 class Feed:
-    """Takes batches in their order, and sends the next one to the devices while they work on the last.
+    """Takes batches in their order; the next one is read and sent to the devices while they work on the last.
 
     Args:
       batches: of host arrays.
       placed: sends one to the devices.
+
+    Attributes:
+      waited: seconds for which the devices had nothing to do, because a batch was late.
     """
 
     def __init__(self, batches: Batches, placed: Callable[[Any], Any]):
         self._batches, self._placed = batches, placed
-        self._next: Any = None
+        self._reader = ThreadPoolExecutor(1, "reading")
+        self._next: Future[Any] | None = None
         self._before: dict[str, Any] = {}  # the position before `_next`
-        self.waited = 0.0  # seconds that the devices had nothing to do
+        self.waited = 0.0
 
-    def take(self) -> Any:
-        """The next batch, on the devices."""
+    def send(self) -> None:
+        """Begins to send the next batch; one that was sent and not taken stays the next."""
         if self._next is None:
-            self.send()
-        batch, self._next = self._next, None
-        return batch
+            self._before = self._batches.position()
+            self._next = self._reader.submit(lambda: self._placed(next(self._batches)))
 
-    def send(self, working: Any = None) -> None:
-        """Sends the next batch; one that is sent and not taken stays the next.
+    def take(self, working: Any = None) -> Any:
+        """The next batch, on the devices.
 
         Args:
-          working: a result of the step that runs meanwhile: no time counts as waited before it is there.
+          working: a result of the step before: no time counts as waited before it is there.
+
+        Raises:
+          DataError: there is none: a file has changed, or an id is not in the vocabulary.
         """
-        if self._next is not None:
-            return
-        self._before, began = self._batches.position(), time.monotonic()
-        batch = next(self._batches)
-        if working is not None and working.is_ready():
+        self.send()
+        sent: Any = self._next
+        if working is not None and not sent.done():
+            jax.block_until_ready(working)
+            began = time.monotonic()
+            wait([sent])
             self.waited += time.monotonic() - began
-        self._next = self._placed(batch)
+        batch = sent.result()
+        self._next = None
+        return batch
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def position(self) -> dict[str, Any]:
         """From where the next batch that is taken is read."""
@@ -87,5 +123,7 @@ class Feed:
 
     def go_to(self, position: dict[str, Any]) -> None:
         """Goes on from a position."""
+        if self._next is not None:
+            wait([self._next])
         self._next = None
         self._batches.go_to(position)

@@ -132,7 +132,7 @@ class _Run:
         self.params, self.state = execution.init(jax.random.key(config.seed))
         batches = Batches(dataset, config.train.batch, config.seed, rows=execution.rows)
         self.feed = Feed(batches, execution.placed)
-        self.waited = 0.0  # of the feed's seconds, those that were reported
+        self.waited = 0.0  # of the feed's seconds, those that were logged
         self.validation = _validation_batches(dataset, config)
         self.rate = learning_rate(config)
         # Two programs in flight on simulated devices can block each other's threads for good.
@@ -150,7 +150,10 @@ class _Run:
             _stop_on_signal() as stop,
             Progress(self.console, self.config, self.dataset, self.at.step) as progress,
         ):
-            self._loop(progress, stop)
+            try:
+                self._loop(progress, stop)
+            finally:
+                self.feed.close()
         summary = self._summary(whole, most, interrupted=self.at.step < self.config.train.steps)
         self.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
         card.show_end(self.console, summary, self.folder.metrics())
@@ -162,14 +165,15 @@ class _Run:
 
     def _loop(self, progress: Progress, stop: threading.Event) -> None:
         train, began, seconds = self.config.train, time.monotonic(), self.at.seconds
-        waiting = None
+        waiting, working = None, None
         while self.at.step < train.steps and not stop.is_set():
-            batch = self.feed.take()
+            batch = self._taken(progress, waiting, working)
             self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
+            working = metrics.loss
             if self.at.step < train.steps:
-                self._send(progress, metrics.loss)
+                self.feed.send()
             if waiting is not None:  # one step behind, so that the device never waits for the host
                 self._report(progress, *waiting)
             waiting = (self.at.step, metrics)
@@ -192,12 +196,14 @@ class _Run:
         with progress.saving():
             self.folder.settle()
 
-    def _send(self, progress: Progress, working: Any) -> None:
-        """The next batch; if there is none any more, the step before it is saved first."""
+    def _taken(self, progress: Progress, waiting: Any, working: Any) -> Any:
+        """The next batch; if there is none any more, the step before it is told and saved first."""
         try:
-            self.feed.send(working)
+            return self.feed.take(working)
         except DataError:
-            if jax.process_count() == 1:  # several do not fail together
+            if waiting is not None:
+                self._report(progress, *waiting)
+            if self.at.step and jax.process_count() == 1:  # several do not fail together
                 self._save(progress)
             raise
 
@@ -208,9 +214,9 @@ class _Run:
             "skipped_steps": int(metrics.skipped),
         }
         values["learning_rate"] = float(self.rate(np.int32(step - 1 - values["skipped_steps"])))
-        waited, self.waited = self.feed.waited - self.waited, self.feed.waited
-        speed = progress.step(step, values, waited)
+        speed = progress.step(step, values, self.feed.waited)
         if step % self.config.train.log_every == 0:
+            waited, self.waited = self.feed.waited - self.waited, self.feed.waited
             wait = round(waited, 4)
             self.folder.log(step=step, **values, tokens_per_second=speed, data_wait_seconds=wait)
 

@@ -32,6 +32,7 @@ class Progress:
         self._loss_unit = f"nats/{dataset.unit}"
         self._done, self._last = done, time.monotonic()
         self._seconds: float | None = None  # per step, smoothed; the first step compiles and does not count
+        self._waited = 0.0
         self._waits = 0.0  # the share of the time for which devices wait for data, smoothed
         self._printed = time.monotonic()
         self._validation: float | None = None
@@ -64,13 +65,13 @@ class Progress:
         Args:
           step: its number.
           values: of it.
-          waited: seconds since the report before for which devices waited for data.
+          waited: seconds of the run for which devices waited for data.
         """
         now = time.monotonic()
         passed, self._last = (now - self._last) / max(1, step - self._done), now
         first, self._done = self._seconds is None, step
         if passed > 0 and not first:
-            share = min(1.0, waited / passed)
+            share = min(1.0, (waited - self._waited) / passed)
             self._waits = _SMOOTHING * self._waits + (1 - _SMOOTHING) * share
         if first:
             self._seconds = 0.0
@@ -78,6 +79,7 @@ class Progress:
             self._seconds = (
                 passed if not self._seconds else _SMOOTHING * self._seconds + (1 - _SMOOTHING) * passed
             )
+        self._waited = waited
         speed = round(self._tokens / self._seconds, 1) if self._seconds else 0.0
         eta = _clock((self._steps - step) * self._seconds) if self._seconds else "-:--"
         line = self._line(values, speed)

@@ -89,8 +89,10 @@ def _refusal(error: OtherTreeError, since: list[str]) -> str:
 
 
 def _check_data(found: Loaded, dataset: Dataset, since: list[str], folder: RunFolder) -> None:
-    before, now = found.metadata["data"].get("sha256"), dataset.facts["sha256"]
-    if before == now or (dataset.former is not None and before == dataset.former()):
+    known, now = found.metadata["data"], dataset.facts["sha256"]
+    before = known.get("sha256")
+    is_former = dataset.former is not None and "hashed" not in known
+    if before == now or (is_former and dataset.former and before == dataset.former()):
         return
     text = message(
         "train",
@@ -113,7 +115,7 @@ def _with_counts(tree: Any, count: Callable[[Any], Any]) -> Any:
     def counted(x: Any) -> Any:
         if not is_schedule(x):
             return x
-        return ScaleByScheduleState(jnp.full_like(x.count, count(x.count), device=x.count.sharding))
+        return x._replace(count=jnp.full_like(x.count, count(x.count), device=x.count.sharding))
 
     return jax.tree.map(counted, tree, is_leaf=is_schedule)
 

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 
 from .._errors import message
 from .._tables import size
-from ..data import Cache, DataError, Source, found_documents
+from ..data import Cache, DataError, Source, expanded, found_documents
 from ..data.tokenizing import Tokenizer, write_ids
 from ._errors import RunError
 
@@ -59,6 +59,9 @@ def tokenize_text(
     if there and not overwrite:
         wrong = f"ids are there already, got {str(folder / there[0])!r}"
         raise RunError(message("tokenize", wrong, do="Add --overwrite, or take another folder"))
+    if folder.resolve().is_relative_to(expanded(path).resolve()):
+        wrong = f"what is written would be read the next time, got {str(out)!r} in {str(path)!r}"
+        raise RunError(message("tokenize", wrong, do="Take a folder outside of the text's"))
     documents = found_documents(path, seed, Cache(None))
     if not documents.all:
         raise DataError(message("tokenize", f"there is no text in {str(path)!r}"))

@@ -65,6 +65,20 @@ def test_a_position_goes_on_with_other_rows():
     np.testing.assert_array_equal(_taken(others, 7), expected[:, [1, 4]])
 
 
+@pytest.mark.parametrize("other", [4, 6, 9])
+def test_a_position_goes_on_with_batches_of_another_size(other):
+    whole = _taken(Batches(_numbers(50), 1, 1), 200).ravel()
+    batches = Batches(_numbers(50), 6, 1)
+    _taken(batches, 5)
+    others = Batches(_numbers(50), other, 1)
+    others.go_to(batches.position())
+    np.testing.assert_array_equal(_taken(others, 3).ravel(), whole[30 : 30 + 3 * other])
+    assert others.position() == {"examples": 30 + 3 * other}
+    before = Batches(_numbers(50), 6, 1)
+    before.go_to({"next_index": 5})  # as it was said once
+    np.testing.assert_array_equal(_taken(before, 1).ravel(), whole[30:36])
+
+
 def test_a_mixture_has_the_shares_of_its_weights():
     parts = {"a": _numbers(30), "b": _numbers(10, first=1000), "c": _numbers(400, first=2000)}
     mixed = mixture(parts, {"a": 1.0, "b": 2.0, "c": 5.0})
@@ -96,6 +110,7 @@ def test_what_a_mixture_is_and_what_it_refuses():
     mixed = mixture(parts, {"a": 3.0, "b": 1.0})
     assert mixed.validation["tokens"].shape == (4, 5)
     assert mixed.facts["train_tokens"] == 160
+    assert [int(mixed.example(n)["tokens"][0]) for n in (0, 29, 30, 39)] == [0, 29, 0, 9]
     assert mixed.facts["sha256"] != mixture(parts, {"a": 1.0, "b": 3.0}).facts["sha256"]
     with pytest.raises(DataError, match=r"data.weights do not match data.parts, got a; one for each of a, b"):
         mixture(parts, {"a": 1.0})

@@ -139,6 +139,46 @@ def test_ids_are_made_once_and_what_is_not_whole_is_refused(folder, bpe, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_another_run_that_makes_the_same_ids_at_once(folder, bpe, tmp_path, monkeypatch):
+    """Who is last keeps what the first made, and reads."""
+    how = {"context": 16, "seed": 0, "validation_windows": 4, "tokenizer": str(bpe), "cache": Cache(tmp_path)}
+    writing, opened = tokenizing.write_ids, []
+
+    def slowly(path, *rest):
+        if not opened:
+            opened.append(None)
+            with monkeypatch.context() as patch:
+                patch.setattr(tokenizing, "write_ids", writing)
+                opened[0] = folder_text(folder, **how)
+        return writing(path, *rest)
+
+    monkeypatch.setattr(tokenizing, "write_ids", slowly)
+    found = folder_text(folder, **how)
+    for n in range(found.size):
+        np.testing.assert_array_equal(found.example(n)["tokens"], opened[0].example(n)["tokens"])
+
+
+def test_seeds_have_ids_of_their_own(folder, bpe, tmp_path):
+    for seed in range(3):
+        how = {"context": 16, "seed": seed, "validation_windows": 4, "tokenizer": str(bpe)}
+        shared = folder_text(folder, cache=Cache(tmp_path / "shared"), **how)
+        alone = folder_text(folder, cache=Cache(tmp_path / f"{seed}"), **how)
+        assert shared.facts == alone.facts
+        np.testing.assert_array_equal(shared.example(5)["tokens"], alone.example(5)["tokens"])
+
+
+def test_ids_with_gaps_need_room_up_to_the_last(folder, tmp_path):
+    made = tokenizers.Tokenizer(models.WordLevel({"the": 0, "step": 70000, "[UNK]": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "gaps.json"))
+    assert Tokenizer(tmp_path / "gaps.json", None).dtype == np.uint32
+    how = {"context": 16, "seed": 0, "validation_windows": 4, "cache": Cache(tmp_path)}
+    with pytest.raises(DataError, match=r"has 70001 ids; at most model.vocabulary = 300"):
+        folder_text(folder, tokenizer=str(tmp_path / "gaps.json"), vocabulary=300, **how)
+    found = folder_text(folder, tokenizer=str(tmp_path / "gaps.json"), vocabulary=70001, **how)
+    assert max(found.example(n)["tokens"].max() for n in range(found.size)) == 70000
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "more", "error", "expected"),
     [
@@ -207,6 +247,8 @@ def test_the_command_writes_what_a_run_takes(folder, bpe, tmp_path, capsys, quie
         tokenize_text(folder, tokenizer=bpe, out=tmp_path / "ids", console=quiet_console)
     again = tokenize_text(folder, tokenizer=bpe, out=tmp_path / "ids", overwrite=True, console=quiet_console)
     assert again == facts
+    with pytest.raises(RunError, match="what is written would be read the next time"):
+        tokenize_text(folder, tokenizer=bpe, out=folder / "ids", console=quiet_console)
 
 
 def test_a_full_disk_leaves_nothing(folder, bpe, tmp_path, quiet_console):

@@ -29,7 +29,7 @@ def main(process, count, port, folder):
     jax.distributed.initialize(f"localhost:{port}", int(count), int(process))
     settings = [
         "model={kind: transformer, vocabulary: 260, layers: 1, width: 16, heads: 2}",
-        f"data={{kind: text, path: {folder}/text, context: 32, validation_windows: 4, pack: true, end_of_text: 256}}",
+        f"data={{kind: text, path: {folder}/text{process}, context: 32, validation_windows: 4, pack: true, end_of_text: 256}}",
         "train={steps: 4, batch: 24, accumulate: 2}",
         f"placement={{mesh: {{data: {_DEVICES}}}}}",
         "distributed=auto",
@@ -37,7 +37,7 @@ def main(process, count, port, folder):
     config = jl.load("configs/digits_mlp.yaml", settings)
     mesh = prepare(config)
     execution = make_execution(config, make_model(config.model), jl.build(config, mesh=mesh), mesh)
-    dataset = dataset_of(config, Path(folder))
+    dataset = dataset_of(config, Path(folder) / f"runs{process}")
     feed = Feed(Batches(dataset, config.train.batch, config.seed, rows=execution.rows), execution.placed)
     taken = [multihost_utils.process_allgather(feed.take(), tiled=True) for _ in range(4)]
     rows = multihost_utils.process_allgather(np.asarray([len(execution.rows or range(24))]), tiled=True)

@@ -40,18 +40,21 @@ def read_by_one(tmp_path_factory):
     return _read(tmp_path_factory.mktemp("one"), 1)
 
 
-def _read(folder, count):
+def _read(folder, count, *, other=False):
     """The batches that so many processes make of the same text on 6 devices, and the rows that each reads."""
-    text = folder / "text"
-    text.mkdir()
-    for n in range(40):
-        (text / f"{n}.txt").write_bytes(bytes(33 + (n * k) % 90 for k in range(7 + 5 * n)))
+    for p in range(count):
+        text = folder / f"text{p}"
+        text.mkdir()
+        for n in range(40):
+            content = bytes(33 + (n * k) % 90 for k in range(7 + 5 * n + (other and p)))
+            (text / f"{n}.txt").write_bytes(content)
     port = free_port()
     command = [sys.executable, "-m", "tests.train.reader"]
-    processes = [
-        subprocess.Popen([*command, *map(str, (i, count, port, folder))], cwd=ROOT, env=ENVIRONMENT)
-        for i in range(count)
-    ]
+    processes = []
+    for i in range(count):
+        with open(folder / f"log_{i}.txt", "w") as log:
+            words = [*command, *map(str, (i, count, port, folder))]
+            processes.append(subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log))
     try:
         codes = [process.wait(PATIENCE) for process in processes]
     finally:
@@ -68,6 +71,15 @@ def test_processes_read_their_own_rows_of_the_same_batches(count, read_by_one, t
         np.testing.assert_array_equal(found[name], read_by_one[name])
     assert found["tokens"].shape == (4, 2, 12, 33)
     assert found["rows"].tolist() == [24 // count] * count
+
+
+def test_processes_that_find_other_data_are_refused(tmp_path):
+    with pytest.raises(AssertionError):
+        _read(tmp_path, 2, other=True)
+    assert (
+        "processes have found other data than the first, got it on 1" in (tmp_path / "log_0.txt").read_text()
+    )
+    assert not (tmp_path / "batches.npz").exists()
 
 
 def test_the_first_process_owns_the_folder(tmp_path):
