@@ -19,6 +19,10 @@ from .fused.apply import apply as apply
 from .fused.explain import explain_apply as explain_apply
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .hyperparameters import hyperparams as hyperparams
+from .hyperparameters import learning_rate as learning_rate
+from .hyperparameters import set_hyperparams as set_hyperparams
+from .hyperparameters import with_hyperparams as with_hyperparams
 from .matrix import roles as roles
 from .microbatches import microbatched_grad as microbatched_grad
 from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,11 +55,21 @@ def is_rule(x: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a hyper-parameter may take."""
+    """The values that a hyper-parameter may take.
+
+    Attributes:
+      known: all of them, by their words.
+    """
+
+    known: ClassVar[dict[str, "Range"]] = {}
 
     allowed: str
     contains: Callable[[float], bool]
     schedule: bool = False  # may it also be a function of the step?
+    is_fixed: bool = False  # do shapes depend on it?
+
+    def __post_init__(self) -> None:
+        self.known.setdefault(self.allowed, self)
 
 
 DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ._knob import Knob
 from ._types import Scalar
 
 
@@ -48,7 +49,7 @@ def scalar_dtype() -> np.dtype:
 
 def as_scalar(value: Scalar) -> Float[Array, ""]:
     """A hyper-parameter as an array of shape () in the scalar dtype."""
-    return jnp.asarray(value).astype(scalar_dtype())
+    return (value if isinstance(value, Knob) else jnp.asarray(value)).astype(scalar_dtype())
 
 
 def as_decay(value: Scalar) -> Scalar:
@@ -60,6 +61,8 @@ def as_decay(value: Scalar) -> Scalar:
     """
     if isinstance(value, numbers.Real):
         return float(value)
+    if isinstance(value, Knob):
+        return value
     if jnp.dtype(value.dtype).itemsize >= 4:
         return as_scalar(value)
     return jnp.minimum(as_scalar(value), 1.0 - float(jnp.finfo(value.dtype).eps) / 4)
@@ -67,7 +70,11 @@ def as_decay(value: Scalar) -> Scalar:
 
 def like(value: Scalar, x: Array) -> Scalar:
     """A hyper-parameter ready to meet `x`: Python numbers as they are, arrays in its real dtype."""
-    return float(value) if isinstance(value, numbers.Real) else jnp.asarray(value).astype(real_dtype(x.dtype))
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Knob):
+        return value if real_dtype(x.dtype) == np.float32 else value.astype(real_dtype(x.dtype))
+    return jnp.asarray(value).astype(real_dtype(x.dtype))
 
 
 def times(number: Scalar, x: Array) -> Array:
@@ -89,6 +96,13 @@ def abs_square(x: Array) -> Array:
     return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
+def square_root(decay: Scalar) -> Scalar:
+    """The root of a decay, rounded once."""
+    if isinstance(decay, float | Knob):
+        return decay**0.5 if isinstance(decay, float) else decay.sqrt()
+    return jnp.sqrt(decay)
+
+
 def complement(decay: Scalar) -> Scalar:
     """1 - decay, rounded once (1 - 0.999 is off by 5e-5 when 0.999 is rounded to float32 first)."""
     return 1.0 - decay
@@ -99,6 +113,8 @@ def bias_correction(decay: Scalar, steps: Int[Array, ""]) -> Float[Array, ""]:
     steps = steps.astype(scalar_dtype())
     if isinstance(decay, float):
         log_decay = as_scalar(math.log(decay)) if decay > 0 else as_scalar(-math.inf)
+    elif isinstance(decay, Knob) and decay.log is not None and scalar_dtype() == np.float32:
+        log_decay = decay.log.high
     else:
         log_decay = jnp.log1p(as_scalar(decay) - 1.0)
     return -jnp.expm1(steps * log_decay)

@@ -222,7 +222,8 @@ def without_leaves(stage: Stage, state: State) -> Any:
     """The state with None in the place of trees like the parameters."""
     return stage.state._replace(
         **dict.fromkeys(stage.of_leaves),
-        **{name: getattr(state, name) for name in (*stage.of_all, *stage.of_none)},
+        **{name: getattr(state, name) for name in stage.of_all},
+        **{name: getattr(state, name, None) for name in stage.of_none},
     )
 
 

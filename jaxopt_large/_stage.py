@@ -124,5 +124,6 @@ def _is_of(stage: Stage, state: Any) -> bool:
         others = tuple(name for name in fields if name not in kept)
     else:
         return False
-    there = all(getattr(state, name, None) is not None for name in kept)
+    optional = [name for name in stage.of_none if not stage.kinds[name].is_needed]
+    there = all(getattr(state, name, None) is not None for name in kept if name not in optional)
     return there and all(getattr(state, name) is None for name in others)

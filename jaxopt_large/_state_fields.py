@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,13 @@ class SharedField:
 
 
 class StaticField:
-    """Base of a field that is a static node: it is made of the parameters, and stays."""
+    """Base of a field that is a static node: it is made of the parameters, and stays.
+
+    Attributes:
+      is_needed: is a state without it another rule's?
+    """
+
+    is_needed: ClassVar[bool] = True
 
     def begin(self, who: str, params: Any) -> Any:
         """The node of a rule's state."""

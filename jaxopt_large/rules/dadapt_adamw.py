@@ -19,6 +19,7 @@ from .._numerics import (
     plus,
     safe_increment,
     scalar_dtype,
+    square_root,
     times,
 )
 from .._types import Rule, Updates
@@ -84,7 +85,7 @@ def dadapt_adamw(
     -1.0
     """
     d1, d2 = (as_decay(b) for b in betas)
-    d3 = d2**0.5 if isinstance(d2, float) else jnp.sqrt(d2)
+    d3 = square_root(d2)
 
     def rate(kept: DAdaptAdamWState) -> Array:
         n = safe_increment(kept.count)

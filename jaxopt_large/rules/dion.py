@@ -39,7 +39,7 @@ from .weight_decay import add_decayed_weights
 
 __all__ = ["dion", "scale_by_dion"]
 
-Fraction = Annotated[float, Range("a number in (0, 1]", lambda x: 0 < x <= 1)]
+Fraction = Annotated[float, Range("a number in (0, 1]", lambda x: 0 < x <= 1, is_fixed=True)]
 
 
 class ScaleByDionState(NamedTuple):

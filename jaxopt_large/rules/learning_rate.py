@@ -1,22 +1,67 @@
 """The learning rate, as the last step of a rule."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._errors import SCHEDULED, check_hyperparameters
 from .._hyperparameters import Rate, checked
 from .._numerics import as_scalar, like, times
+from .._state_fields import StaticField
 from .._types import Rule, Scalar, ScalarOrSchedule
 from ..leafwise import Stage, count, lift
 
 __all__ = ["scale_by_learning_rate"]
 
 
+@jax.tree_util.register_static
+class Told:
+    """What a value is a function of, for who asks a state; two of them are always equal."""
+
+    def __init__(self, name: str, schedule: Callable[[Any], Any] | None):
+        self.name, self.schedule = name, schedule
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Told)
+
+    def __hash__(self) -> int:
+        return hash(Told)
+
+    def __reduce__(self) -> Any:
+        return Told, (self.name, None)  # functions are not pickled
+
+    def __repr__(self) -> str:
+        return f"Told({self.name!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ToldField(StaticField):
+    """The field that says so; states of others do not."""
+
+    is_needed: ClassVar[bool] = False
+    told: Told
+
+    def begin(self, who: str, params: Any) -> Any:
+        del who, params
+        return self.told
+
+
 class ScaleByScheduleState(NamedTuple):
     """State of a stage whose value is a function of the step."""
 
     count: Int[Array, ""]  # steps taken
+    told: Any = None  # of what the count is
+
+    def last_value(self, name: str) -> Any:
+        """What the schedule of that name gave in the last step; None if there is none."""
+        if self.told is None or self.told.name != name or self.told.schedule is None:
+            return None
+        schedule = self.told.schedule
+        return jax.jit(lambda count: as_scalar(schedule(jnp.maximum(count - 1, 0))))(self.count)
 
 
 @checked
@@ -81,5 +126,5 @@ def scheduled(step: Any, name: str, value: ScalarOrSchedule, **options: Any) -> 
     """
     if not callable(value):
         return Stage(step, **options)
-    state = ScaleByScheduleState(count=count())
+    state = ScaleByScheduleState(count(), _ToldField(Told(name, value)))
     return Stage(step, state, shared=lambda kept: value(kept.count), scheduled=name, **options)

@@ -17,6 +17,7 @@ from .._numerics import (
     like,
     safe_increment,
     scalar_dtype,
+    square_root,
     times,
 )
 from .._types import Rule, Updates
@@ -100,7 +101,7 @@ def prodigy(
     -1.0
     """
     d1, d2 = (as_decay(b) for b in betas)
-    d3 = as_decay(beta3) if beta3 is not None else d2**0.5 if isinstance(d2, float) else jnp.sqrt(d2)
+    d3 = square_root(d2) if beta3 is None else as_decay(beta3)
 
     def rates(kept: ProdigyState) -> _Rates:
         n = safe_increment(kept.count)

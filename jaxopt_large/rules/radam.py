@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._hyperparameters import Decay, Mask, NonNegative, Rate, checked
+from .._knob import Knob
 from .._numerics import (
     abs_square,
     as_decay,
@@ -145,11 +146,13 @@ def _lengths(decay: Any, n: Array, correction: Array) -> tuple[Any, Array]:
     With $a = -\log b$, $x = t a$: $\rho_t = \rho_\infty - 2/a + t - 2t (x/12 - x^3/720 + x^5/30240 - \dots)$.
     """
     steps = n.astype(scalar_dtype())
-    longest = 2.0 / complement(decay if isinstance(decay, float) else as_scalar(decay)) - 1.0
+    log: Any = decay.log if isinstance(decay, Knob) else None
+    is_exact = isinstance(decay, float) or log is not None
+    longest = 2.0 / complement(decay if is_exact else as_scalar(decay)) - 1.0
     length = longest - 2.0 * steps * (1.0 - correction) / correction
-    if not isinstance(decay, float) or decay == 0:
+    if not is_exact or (isinstance(decay, float) and decay == 0):
         return longest, length
-    rate = -math.log(decay)
+    rate = -math.log(decay) if log is None else -log
     x = steps * rate
     square = jnp.square(x)
     rest = x * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
