@@ -38,6 +38,9 @@ from .placement.shardings import init_state as init_state
 from .placement.shardings import state_shardings as state_shardings
 from .placement.shardings import state_specs as state_specs
 from .placement.zero import zero as zero
+from .privacy import noise_for_budget as noise_for_budget
+from .privacy import privacy_spent as privacy_spent
+from .privacy import private_gradients as private_gradients
 from .rules.every import *
 from .safety import clip_by_global_norm as clip_by_global_norm
 from .safety import skip_nonfinite as skip_nonfinite

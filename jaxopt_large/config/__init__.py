@@ -16,3 +16,4 @@ from ._load import to_yaml as to_yaml
 from ._yaml import ConfigError as ConfigError
 from .schema import Checkpoint as Checkpoint
 from .schema import Config as Config
+from .schema import Privacy as Privacy

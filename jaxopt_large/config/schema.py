@@ -15,7 +15,20 @@ from .._partition import names_in
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
-from ._inputs import FLOAT32, Bytes, Count, Data, Group, Model, Natural, Number, Rate, Seed, misfits
+from ._inputs import (
+    FLOAT32,
+    Bytes,
+    Count,
+    Data,
+    Group,
+    Model,
+    Natural,
+    Number,
+    Rate,
+    Seed,
+    is_masked,
+    misfits,
+)
 from ._schedules import SCHEDULES, Then
 
 _literal: Any = Literal  # of names that are found in a list
@@ -189,6 +202,24 @@ class Placement(Group):
         return math.prod(self.mesh.values())
 
 
+class Privacy(Group):
+    """Differential privacy: each step's gradient is of a Poisson sample, clipped by example, with noise."""
+
+    clip: Annotated[float, Field(gt=0, le=FLOAT32)]  # of an example's gradient
+    noise_multiplier: Rate | None = None  # the noise's deviation over the clip
+    epsilon: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None  # or what train.steps may spend
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    method: Literal["pld", "rdp"] = "pld"
+    microbatch: Count | None = None  # examples whose gradients are in memory at a time
+    seed: Seed | None = None  # null: a secret of the run's own; a number is for tests alone
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Privacy":
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ValueError("give one of noise_multiplier and epsilon")
+        return self
+
+
 class Checkpoint(Group):
     """How checkpoints are written, and which of them stay beside the newest."""
 
@@ -210,6 +241,9 @@ class Train(Group):
     log_every: Count = 1
     checkpoint_every: Count = 500
     keep: Count = 2
+    max_epsilon: Annotated[float, Field(gt=0, le=FLOAT32)] | None = (
+        None  # with privacy: ends before more is spent
+    )
     checkpoint: Checkpoint = Checkpoint()
 
 
@@ -227,6 +261,7 @@ class Config(Group):
     model: Model
     optimizer: Optimizer
     placement: Placement = Placement()
+    privacy: Privacy | None = None
     train: Train
 
     @model_validator(mode="after")
@@ -240,10 +275,23 @@ class Config(Group):
             )
         if self.train.accumulation == "deferred":
             self._check_deferred()
+        if self.privacy is not None:
+            self._check_private()
+        elif self.train.max_epsilon is not None:
+            raise ValueError("train.max_epsilon: there is no privacy to spend; add the group privacy")
         misfit = misfits(self.data, self.model)
         if misfit:
             raise ValueError(misfit)
         return self
+
+    def _check_private(self) -> None:
+        if self.train.accumulate > 1:
+            do = "privacy.microbatch bounds the memory of a step"
+            raise ValueError(
+                f"train.accumulate: a private step is of one draw, got {self.train.accumulate}; {do}"
+            )
+        if self.data.kind == "mixture" or is_masked(self.data):
+            raise ValueError("privacy: examples of a mixture, or packed ones, are not what is drawn")
 
     def _check_deferred(self) -> None:
         placement = self.placement

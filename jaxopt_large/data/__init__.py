@@ -12,6 +12,8 @@ from ._dataset import Dataset as Dataset
 from ._files import Source as Source
 from ._files import differences as differences
 from ._files import expanded as expanded
+from ._sampling import PoissonBatches as PoissonBatches
+from ._sampling import room_for as room_for
 from .digits import digits
 from .mixture import mixture
 from .text import folder_text, stdlib_text

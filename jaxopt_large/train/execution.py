@@ -17,6 +17,7 @@ from ..microbatches import reduced_once
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device
 from ..placement.shardings import gradient_shardings
+from .private import Private
 from .shardings import OnMesh, placed_params
 from .step import Gradient, Metrics, Objective, loss_of, make_evaluation, make_step, mean_of, weight_of
 
@@ -53,11 +54,14 @@ class Execution(Protocol):
         """Bytes of the state unsharded, and the most that one device holds."""
 
 
-def make_execution(config: Config, model: Model, rule: Rule, mesh: Mesh) -> Execution:
+def make_execution(
+    config: Config, model: Model, rule: Rule, mesh: Mesh, private: Private | None = None
+) -> Execution:
     """The execution that `placement.parallel` names."""
     if config.placement.parallel == "pmap":
-        return PmapExecution(config, model, rule, mesh)
-    return JitExecution(config, model, rule, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+        return PmapExecution(config, model, rule, mesh, private)
+    fused = mesh.devices.flat[0].platform == "gpu"
+    return JitExecution(config, model, rule, mesh, fused=fused, private=private)
 
 
 class JitExecution:
@@ -69,11 +73,21 @@ class JitExecution:
       rule: with its wrappers.
       mesh: the devices.
       fused: is attention one kernel, where the devices have it? No plan sees into one.
+      private: makes the gradients of a private run.
     """
 
     def __init__(
-        self, config: Config, model: Model, rule: Rule, mesh: Mesh | AbstractMesh, *, fused: bool = False
+        self,
+        config: Config,
+        model: Model,
+        rule: Rule,
+        mesh: Mesh | AbstractMesh,
+        *,
+        fused: bool = False,
+        private: Private | None = None,
     ):
+        self._private = private
+        self._examples = config.train.batch if private is None else private.room
         self._config, self._model, self.rule, self._mesh, self._fused = config, model, rule, mesh, fused
         self.params = placed_params(config, model, mesh)
         self._step: Any = None  # made by `init`, which knows where results belong
@@ -117,6 +131,8 @@ class JitExecution:
     def _gradient(self, objective: Objective) -> Gradient:
         """The gradient of a batch in micro-batches, reduced for each of them or once."""
         placement, mesh = self._config.placement, self._mesh
+        if self._private is not None:
+            return self._private.gradient(objective)
         if self._config.train.accumulation == "deferred":
             own = self._objective(())
             axis = placement.data_axis
@@ -136,14 +152,14 @@ class JitExecution:
         return NamedSharding(self._mesh, PartitionSpec(None, self._config.placement.data_axis))
 
     def _batch_shape(self, *rest: int) -> tuple[int, ...]:
-        train = self._config.train
-        return train.accumulate, train.batch // train.accumulate, *rest
+        rows = self._config.train.accumulate
+        return rows, self._examples // rows, *rest
 
     @functools.cached_property
     def rows(self) -> list[int] | None:
         if jax.process_count() == 1:
             return None
-        numbers = np.arange(self._config.train.batch).reshape(self._batch_shape())
+        numbers = np.arange(self._examples).reshape(self._batch_shape())
         mine = self._batch_sharding.addressable_devices_indices_map(numbers.shape).values()
         return np.unique(np.concatenate([numbers[index].ravel() for index in mine])).tolist()
 
@@ -152,7 +168,7 @@ class JitExecution:
         if rows is None:
             split = jax.tree.map(lambda x: x.reshape(self._batch_shape(*x.shape[1:])), batch)
             return jax.device_put(split, sharding)
-        numbers = np.arange(self._config.train.batch).reshape(self._batch_shape())
+        numbers = np.arange(self._examples).reshape(self._batch_shape())
 
         def of_all(x: np.ndarray) -> Any:
             def part(index: Any) -> np.ndarray:
@@ -191,14 +207,15 @@ class JitExecution:
 class PmapExecution:
     """pmap over the devices of one host; arrays carry a leading device axis."""
 
-    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh):
+    def __init__(self, config: Config, model: Model, rule: Rule, mesh: Mesh, private: Private | None = None):
         axis = config.placement.data_axis
         self._config, self._model, self._rule = config, model, rule
         self._devices = list(mesh.devices.flat)
         options: dict[str, Any] = {"axis_name": axis, "devices": self._devices}
         whole = config.placement.zero is None
         objective = loss_of(model)
-        step = make_step(objective, rule, mean_over=axis, average_gradients=whole)
+        gradient = None if private is None else private.gradient(objective, axis)
+        step = make_step(objective, rule, gradient=gradient, mean_over=axis, average_gradients=whole)
         self._init_params = jax.pmap(model.init, **options)
         self._init_state = jax.pmap(rule.init, **options)
         self._step = jax.pmap(step, donate_argnums=(0, 1), **options)

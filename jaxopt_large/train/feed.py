@@ -13,7 +13,7 @@ import numpy as np
 from .._errors import message
 from .._processes import is_writer, on_any_later
 from ..config import Config
-from ..data import Batches, Dataset, load_data
+from ..data import Batches, Dataset, PoissonBatches, load_data
 from ._errors import RunError
 
 _CACHE = ".data"  # beside the runs: what is found out about files once
@@ -80,7 +80,7 @@ class Feed:
       waited: seconds for which the devices had nothing to do, because a batch was late.
     """
 
-    def __init__(self, batches: Batches, placed: Callable[[Any], Any]):
+    def __init__(self, batches: Batches | PoissonBatches, placed: Callable[[Any], Any]):
         self._batches, self._placed = batches, placed
         self._reader = ThreadPoolExecutor(1, "reading")
         self._next: Future[Any] | None = None

@@ -264,6 +264,14 @@ class RunFolder:
             self.write(f"config.{number}.yaml", f"# of this run until step {step}\n{before}")
         self.write(_CONFIG, text)
 
+    def secret(self) -> int | None:
+        """What the noise of a private run depends on; None where no checkpoint says."""
+        for step in reversed(self.steps()):
+            found = self._told(step).get("secret")
+            if found is not None:
+                return int(found)
+        return None
+
     # --- data
 
     def keep_files(self, files: Mapping[str, tuple[int, str]]) -> None:

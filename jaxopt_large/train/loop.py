@@ -29,6 +29,7 @@ from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
 from .feed import Feed, dataset_of
 from .folder import RunFolder
+from .private import Private
 from .progress import Progress
 from .report import Card, draw_curves
 from .resume import resumed
@@ -96,9 +97,14 @@ def train(
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         tell = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
         dataset = dataset_of(config, Path(runs), tell)
+        private = None
+        if config.privacy is not None:
+            with _refusals():
+                private = Private(config, dataset, folder.secret() if resume else None)
         with _refusals():
-            execution = make_execution(config, model, build(config, mesh=mesh, around=watched), mesh)
-            run = _Run(config, folder, dataset, execution, console, mesh)
+            rule = build(config, mesh=mesh, around=watched)
+            execution = make_execution(config, model, rule, mesh, private)
+            run = _Run(config, folder, dataset, execution, console, mesh, private)
         folder.begin(anew=not resume)
         if resume:
             run.take_up(fall_back=fall_back, changed=changed)
@@ -121,7 +127,10 @@ class _Run:
         execution: Execution,
         console: Console,
         mesh: Mesh,
+        private: Private | None,
     ):
+        self.private = private
+        self.stop_at = config.train.steps if private is None else private.stop_at
         self.config, self.folder, self.dataset = config, folder, dataset
         self.execution, self.console, self.mesh = execution, console, mesh
         self.at = _Position()
@@ -131,7 +140,8 @@ class _Run:
         )  # the step of the last evaluation, and its means
         self.params, self.state = execution.init(jax.random.key(config.seed))
         batches = Batches(dataset, config.train.batch, config.seed, rows=execution.rows)
-        self.feed = Feed(batches, execution.placed)
+        drawn = batches if private is None else private.batches(execution.rows)
+        self.feed = Feed(drawn, execution.placed)
         self.waited = 0.0  # of the feed's seconds, those that were logged
         self.validation = _validation_batches(dataset, config)
         self.rate = learning_rate(config)
@@ -145,6 +155,9 @@ class _Run:
         whole, most = self.execution.state_bytes(self.state)
         parameters = sum(x.size for x in jax.tree.leaves(self.params)) // self._copies()
         card = Card(self.config, self.dataset, parameters, whole, most, describe(self.mesh), self.folder)
+        if self.private is not None:
+            self.private.check_budget(self.at.step)
+            card.privacy = self.private.told
         card.show_start(self.console, self.at.step)
         with (
             _stop_on_signal() as stop,
@@ -154,7 +167,7 @@ class _Run:
                 self._loop(progress, stop)
             finally:
                 self.feed.close()
-        summary = self._summary(whole, most, interrupted=self.at.step < self.config.train.steps)
+        summary = self._summary(whole, most, interrupted=self.at.step < self.stop_at)
         self.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
         card.show_end(self.console, summary, self.folder.metrics())
         if jax.process_index() == 0:
@@ -166,18 +179,18 @@ class _Run:
     def _loop(self, progress: Progress, stop: threading.Event) -> None:
         train, began, seconds = self.config.train, time.monotonic(), self.at.seconds
         waiting, working = None, None
-        while self.at.step < train.steps and not stop.is_set():
+        while self.at.step < self.stop_at and not stop.is_set():
             batch = self._taken(progress, waiting, working)
             self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
             working = metrics.loss
-            if self.at.step < train.steps:
+            if self.at.step < self.stop_at:
                 self.feed.send()
             if waiting is not None:  # one step behind, so that the device never waits for the host
                 self._report(progress, *waiting)
             waiting = (self.at.step, metrics)
-            pause = self.at.step % train.eval_every == 0 or self.at.step == train.steps
+            pause = self.at.step % train.eval_every == 0 or self.at.step == self.stop_at
             if self.one_at_a_time:
                 jax.block_until_ready((self.params, self.state))
             self.folder.settle(wait=False)
@@ -187,11 +200,11 @@ class _Run:
             if pause:
                 self._evaluate(progress)
             self.at.seconds = seconds + time.monotonic() - began
-            if self.at.step % train.checkpoint_every == 0 or self.at.step == train.steps:
+            if self.at.step % train.checkpoint_every == 0 or self.at.step == self.stop_at:
                 self._save(progress)
         if waiting is not None:
             self._report(progress, *waiting)
-        if self.at.step < train.steps:
+        if self.at.step < self.stop_at:
             self._save(progress)
         with progress.saving():
             self.folder.settle()
@@ -229,7 +242,8 @@ class _Run:
         self.evaluated = self.at.step, means
         self.at.last = means["validation_loss"]
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)
-        self.folder.log(step=self.at.step, **means)
+        spent = {} if self.private is None else {"epsilon": self.private.epsilon(self.at.step)}
+        self.folder.log(step=self.at.step, **means, **spent)
         progress.evaluated(self.at.step, means)
 
     def _save(self, progress: Progress) -> None:
@@ -241,6 +255,8 @@ class _Run:
             "devices": self.mesh.size,
             "config": settings(self.config),
         }
+        if self.private is not None:
+            metadata["secret"] = self.private.secret
         with progress.saving():
             self.folder.save(self.at.step, self.execution.saved(self.params, self.state), metadata)
 
@@ -276,6 +292,7 @@ class _Run:
             "devices": self.mesh.size,
             "skipped_steps": skipped[-1] if skipped else 0,
             "data": self.dataset.facts,
+            **({} if self.private is None else {"epsilon": self.private.epsilon(self.at.step)}),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         }
 

@@ -1,6 +1,7 @@
 """What a run shows at its start and its end: a card, a curve in the terminal, a picture."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,7 @@ class Card:
     ):
         self._config, self._dataset, self._parameters = config, dataset, parameters
         self._whole, self._most, self._devices, self._folder = state_whole, state_most, devices, folder
+        self.privacy: Callable[[int], str] | None = None  # steps -> what they spend
 
     def show_start(self, console: Console, step: int) -> None:
         """The model, the data, the rule and the devices; from which step it goes on."""
@@ -48,6 +50,8 @@ class Card:
             "steps",
             f"{train.steps} of {train.batch} examples{micro}" + (f", from step {step}" if step else ""),
         )
+        if self.privacy is not None:
+            table.add_row("privacy", self.privacy(train.steps))
         console.print(Panel(table, title=f"run {self._config.name}", title_align="left", expand=False))
 
     def show_end(self, console: Console, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
@@ -64,6 +68,8 @@ class Card:
         speed = f"{summary['tokens_per_second']:,.0f} {rate}/s"
         table.add_row("time", f"{summary['wall_seconds']:.1f} s for {summary['steps']} steps, {speed}")
         table.add_row("state", self._state())
+        if self.privacy is not None:
+            table.add_row("privacy", self.privacy(summary["steps"]))
         table.add_row("skipped", f"{summary['skipped_steps']} steps with a non-finite gradient")
         table.add_row("folder", str(self._folder.path))
         resume = self._folder.resume_command
