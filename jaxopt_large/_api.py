@@ -19,6 +19,7 @@ from .fused.apply import apply as apply
 from .fused.explain import explain_apply as explain_apply
 from .groups import freeze as freeze
 from .groups import partition as partition
+from .guards import *
 from .hyperparameters import hyperparams as hyperparams
 from .hyperparameters import learning_rate as learning_rate
 from .hyperparameters import set_hyperparams as set_hyperparams

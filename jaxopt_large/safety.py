@@ -1,6 +1,5 @@
 """Guards around a rule: clipping by the global norm, and steps that must not happen."""
 
-import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,14 +7,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from ._axes import reduction_axes
 from ._errors import check_rule
 from ._finite import all_finite
 from ._global_norm import global_norm
 from ._gradients import present
 from ._hyperparameters import Positive, checked
+from ._left_out import deciding, only_if
 from ._numerics import as_scalar, is_complex, safe_increment, times, widest
-from ._order import Wrapper, inside
 from ._states import check_state, explained
 from ._types import AnyRule, Params, Rule, State, Updates, make_rule
 
@@ -108,8 +106,7 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
     rule = optax.with_extra_args_support(rule)
 
     def init(params: Params) -> SkipNonfiniteState:
-        by_device = not reduction_axes(axis_name)  # inside a mapped axis devices would not decide alike
-        with inside(Wrapper.SKIP_BY_DEVICE) if by_device else contextlib.nullcontext():
+        with deciding(axis_name):
             inner = rule.init(params)
         return SkipNonfiniteState(skipped=jnp.zeros((), jnp.int32), inner=inner)
 
@@ -121,18 +118,8 @@ def skip_nonfinite(rule: AnyRule, *, axis_name: Any = None) -> Rule:
         good = all_finite(updates, axis_name)
         with explained("skip_nonfinite", rule.init, state.inner, updates, params):
             new_updates, inner = rule.update(updates, state.inner, params, **extra)
-        # x + (-0.0) is x for every x, the sign of zero included; x + 0.0 is not
-        new_updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.full_like(u, -0.0)), new_updates)
-        inner = jax.tree.map(lambda new, old: _chosen(good, new, old), inner, state.inner)
+        new_updates, inner = only_if(good, new_updates, inner, state.inner)
         skipped = jnp.where(good, state.skipped, safe_increment(state.skipped))
         return new_updates, SkipNonfiniteState(skipped=skipped, inner=inner)
 
     return make_rule(init, update)
-
-
-def _chosen(good: Array, new: Array, old: Array) -> Array:
-    """The new value or the old one; of random keys too, of which neither has been used by that."""
-    if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-        return jnp.where(good, new, old)
-    one, other = (jax.random.key_data(jax.random.clone(key)) for key in (new, old))
-    return jax.random.wrap_key_data(jnp.where(good, one, other), impl=jax.random.key_impl(new))
