@@ -6,6 +6,7 @@ from . import plan as plan
 from . import rules as rules
 from ._global_norm import global_norm as global_norm
 from .accumulation import accumulate as accumulate
+from .accumulation import flush as flush
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import RestoreReport as RestoreReport
 from .checkpoint import convert as convert
@@ -27,6 +28,8 @@ from .hyperparameters import with_hyperparams as with_hyperparams
 from .matrix import roles as roles
 from .microbatches import microbatched_grad as microbatched_grad
 from .microbatches import microbatched_value_and_grad as microbatched_value_and_grad
+from .multipliers import mup as mup
+from .multipliers import with_multipliers as with_multipliers
 from .placement.mapped_specs import mapped_state_specs as mapped_state_specs
 from .placement.offload import offload as offload
 from .placement.per_device import replicate as replicate

@@ -1,6 +1,7 @@
 """Steps that must not happen: not one bit of a parameter or of a rule's state changes."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,7 +28,12 @@ def chosen(good: Array, new: Array, old: Array) -> Array:
     return jax.random.wrap_key_data(jnp.where(good, one, other), impl=jax.random.key_impl(new))
 
 
-def deciding(axis_name: Any) -> contextlib.AbstractContextManager[None]:
-    """Around the `init` of a rule whose steps may be left out: do devices decide each for itself?"""
+@contextlib.contextmanager
+def deciding(axis_name: Any) -> Iterator[None]:
+    """Around the `init` of a rule whose steps may be left out; do devices decide each for itself?"""
     by_device = not reduction_axes(axis_name)  # inside a mapped axis they would not decide alike
-    return inside(Wrapper.SKIP_BY_DEVICE) if by_device else contextlib.nullcontext()
+    with (
+        inside(Wrapper.LEAVES_OUT),
+        inside(Wrapper.SKIP_BY_DEVICE) if by_device else contextlib.nullcontext(),
+    ):
+        yield

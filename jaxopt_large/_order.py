@@ -17,6 +17,8 @@ class Wrapper(enum.Enum):
     ACCUMULATE_DEFERRED = "accumulate"
     ACCUMULATE_SHARDED = "accumulate(mode='sharded')"
     APPLY = "apply"
+    LEAVES_OUT = "skip_nonfinite or skip_spikes"
+    LOSS_SCALE = "dynamic_loss_scale"
     OFFLOAD = "offload"
     SKIP_BY_DEVICE = "skip_nonfinite"  # inside a mapped axis whose name it does not know
     STORED = "stored"
@@ -54,6 +56,12 @@ ORDERS = (
         _W.ZERO,
         _REDUCED,
         "Write accumulate(zero(...), ..., mode='deferred'), or use mode 'sharded'",
+    ),
+    Refused(
+        _W.LOSS_SCALE,
+        _W.LEAVES_OUT,
+        "the rule is inside skip_nonfinite or skip_spikes, which would leave out what lowers the scale",
+        "Write dynamic_loss_scale(skip_spikes(rule)); it leaves out what is not finite itself",
     ),
     Refused(_W.OFFLOAD, _W.ZERO, "the rule is inside zero", "Write offload(zero(rule, ...))"),
     Refused(_W.OFFLOAD, _W.STORED, "the rule is inside stored", "Write offload(stored(rule, ...))"),

@@ -20,7 +20,7 @@ from ._numerics import accumulation_dtype, safe_increment
 from ._order import Wrapper, check_order, inside
 from ._states import check_state, explained
 from ._static import is_placeholder
-from ._types import AnyRule, Params, Rule, Scalar, State, Updates, make_rule
+from ._types import AnyRule, Params, Rule, Scalar, Schedule, State, Updates, make_rule
 
 Mode = Literal["sharded", "deferred"]
 NonFinite = Literal["skip_micro_batch", "skip_step", "keep"]
@@ -35,11 +35,12 @@ class AccumulateState(NamedTuple):
     weight: Any  # of the micro-batches in `total`, a float32 scalar; a `DeviceSum` of it when deferred
     total: Updates  # the weighted sum of their gradients, float32; a `DeviceSum` of it when deferred
     inner: State  # the wrapped rule's
+    made: Int[Array, ""] | None = None  # steps made, where a schedule asks for them
 
 
 def accumulate(
     rule: AnyRule,
-    steps: int,
+    steps: int | Schedule,
     mode: Mode = "sharded",
     *,
     axis_name: str | None = None,
@@ -52,6 +53,7 @@ def accumulate(
     The sum is kept in float32 (float64 when the gradient is). Other calls return updates of -0.0, which
     change no bit of a parameter, and run nothing of the rule: its schedules and moments count steps,
     not micro-batches. `update(..., weight=n)` weighs a micro-batch, say by its number of tokens.
+    `update(..., flush=True)` runs the rule on what there is, at the end of training: see `flush`.
 
     "sharded": the accumulators are divided like the state, by a `zero` around this rule (ZeRO-2); each
     micro-batch's gradient is reduced when it comes.
@@ -68,7 +70,8 @@ def accumulate(
 
     Args:
       rule: runs on the mean gradient.
-      steps: micro-batches per step, at least 1.
+      steps: micro-batches per step, at least 1; or a schedule, from the number of steps made to that of the
+        micro-batches of the next one, for batches that grow.
       mode: "sharded" or "deferred".
       axis_name: the mapped axis along which gradients differ between devices: needed by "deferred".
       nonfinite: what a micro-batch does whose gradient holds a NaN or an infinity, on any device:
@@ -109,8 +112,8 @@ def accumulate(
             jax.tree.map(lambda p: jnp.zeros_like(p, dtype=accumulation_dtype(p.dtype)), params),
         )
         weight, total = sums if mode == "sharded" else (own_part(x, axis_name) for x in sums)
-        a, b, c = (jnp.zeros((), jnp.int32) for _ in range(3))  # a buffer each, to be donated
-        return AccumulateState(a, b, c, weight, total, inner)
+        a, b, c, d = (jnp.zeros((), jnp.int32) for _ in range(4))  # a buffer each, to be donated
+        return AccumulateState(a, b, c, weight, total, inner, d if callable(steps) else None)
 
     def update(
         updates: Updates,
@@ -118,6 +121,7 @@ def accumulate(
         params: Params | None = None,
         *,
         weight: Scalar | None = None,
+        flush: Any = False,
         **extra: Any,
     ) -> tuple[Updates, AccumulateState]:
         check_state("accumulate", AccumulateState, state)
@@ -133,7 +137,9 @@ def accumulate(
         ]
         total_weight = seen_weight + weight
         left_out = state.left_out + (~good).astype(jnp.int32)
-        last = state.micro_step + 1 >= steps
+        made: Any = state.made
+        wanted = jnp.asarray(steps(made)).astype(jnp.int32) if callable(steps) else steps
+        last = (state.micro_step + 1 >= wanted) | jnp.asarray(flush, bool)
         overall = sum_over_shards(total_weight, axis_name) if mode == "deferred" else total_weight
         runs = last & (overall > 0)
         if nonfinite == "skip_step":
@@ -163,18 +169,44 @@ def accumulate(
             weight=kept_weight,
             total=kept_total,
             inner=inner,
+            made=None if state.made is None else jnp.where(runs, safe_increment(state.made), state.made),
         )
         return changes, fresh
 
     return make_rule(init, update)
 
 
+def flush(rule: AnyRule, state: State, params: Params, **extra: Any) -> tuple[Updates, State]:
+    """The step of a window that did not fill: on the mean of the micro-batches that there are.
+
+    Args:
+      rule: with `accumulate` in it, wrapped or not.
+      state: after the last micro-batch.
+      params: the parameters.
+      **extra: further arguments of `update`.
+
+    Returns:
+      (updates, state), as `update` gives them; updates of -0.0 where no micro-batch is waiting.
+
+    >>> rule, params = jl.accumulate(jl.sgd(1.0), 4), jnp.zeros(1)
+    >>> state = rule.init(params)
+    >>> for g in (1.0, 3.0):
+    ...     _, state = rule.update(jnp.array([g]), state, params)
+    >>> updates, state = jl.flush(rule, state, params)
+    >>> updates.tolist()
+    [-2.0]
+    """
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    update = optax.with_extra_args_support(rule).update
+    return update(nothing, state, params, weight=jnp.float32(0.0), flush=True, **extra)
+
+
 def _check(rule: Any, steps: Any, mode: Any, axis_name: Any, nonfinite: Any) -> None:
     types, values = Problems("accumulate"), Problems("accumulate")
     if not is_rule(rule):
         types.add(f"rule is not a rule, got {rule!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        values.add(f"steps is out of range, got {steps!r}", allowed="an integer >= 1")
+    if not callable(steps) and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        values.add(f"steps is out of range, got {steps!r}", allowed="an integer >= 1, or a schedule")
     if mode not in ("sharded", "deferred"):
         values.add(f"mode is unknown, got {mode!r}", allowed="'sharded' or 'deferred'")
     if nonfinite not in ("skip_micro_batch", "skip_step", "keep"):

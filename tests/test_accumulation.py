@@ -386,3 +386,62 @@ def test_the_loss_of_float64_stays_so(steps):
         loss, grads = jl.microbatched_value_and_grad(lambda w, x: jnp.mean(x @ w), steps)(jnp.ones(2), x)
         assert loss.dtype == grads.dtype == jnp.float64
         np.testing.assert_allclose(loss, jnp.mean(x @ jnp.ones(2)), rtol=1e-15)
+
+
+# --- windows that do not fill, and windows that grow -----------------------------------------------------
+
+
+def _grads(n):
+    return {"w": jnp.linspace(0.0, 1.0, 6) * (n + 1.0), "b": jnp.full(3, 0.5 - n)}
+
+
+@pytest.mark.parametrize("wrap", ["alone", "zero", "stored", "clipped"])
+def test_flush_steps_on_what_there_is(wrap, mesh8):
+    params = {"w": jnp.ones(6), "b": jnp.ones(3)}
+    inner = jl.adamw(0.1)
+    rule = jl.accumulate(inner, 4)
+    rule = jl.zero(rule, mesh8, "data") if wrap == "zero" else rule
+    rule = jl.accumulate(jl.stored(inner, mu=jl.float32()), 4) if wrap == "stored" else rule
+    rule = optax.chain(jl.clip_by_global_norm(100.0), rule) if wrap == "clipped" else rule
+    state = rule.init(params)
+    for n in range(3):
+        updates, state = jax.jit(rule.update)(_grads(n), state, params)
+        assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    updates, state = jax.jit(lambda s, p: jl.flush(rule, s, p))(state, params)
+    mean = jax.tree.map(lambda *xs: sum(xs) / 3, *(_grads(n) for n in range(3)))
+    expected, _ = jax.jit(inner.update)(mean, inner.init(params), params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), updates, expected)
+    again, after = jl.flush(rule, state, params)
+    assert all((u == 0).all() for u in jax.tree.leaves(again))  # nothing is waiting
+    named = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(after)[0]}
+    counts = [int(x) for name, x in named.items() if "micro_step" in name]
+    assert counts == [0]
+
+
+def test_steps_may_follow_a_schedule():
+    """Windows of 1, 2, 3 ... micro-batches: each step is on the mean of its own."""
+    rule = jl.accumulate(jl.sgd(1.0), lambda made: made + 1)
+    params, traces, sizes, moved = jnp.zeros(1), [], [], []
+    state, waiting = rule.init(params), 0
+
+    @jax.jit
+    def step(g, state):
+        traces.append(1)
+        return rule.update(g, state, params)
+
+    for n in range(15):
+        updates, state = step(jnp.array([float(n)]), state)
+        waiting += 1
+        if float(updates[0]) != 0 or n == 0:
+            sizes.append(waiting)
+            moved.append(-float(updates[0]))
+            waiting = 0
+    assert sizes == [1, 2, 3, 4, 5]
+    assert moved == pytest.approx([0.0, 1.5, 4.0, 7.5, 12.0])
+    assert int(state.made) == 5
+    assert len(traces) == 1
+
+
+def test_what_steps_may_be():
+    with pytest.raises(ValueError, match="steps is out of range, got 0; an integer >= 1, or a schedule"):
+        jl.accumulate(jl.sgd(0.1), 0)

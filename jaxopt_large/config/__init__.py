@@ -1,6 +1,7 @@
 """Runs described in YAML: every error at once, each with its line."""
 
 from ._build import abstract_mesh_of as abstract_mesh_of
+from ._build import adjusted as adjusted
 from ._build import build as build
 from ._build import learning_rate as learning_rate
 from ._build import learning_rates as learning_rates

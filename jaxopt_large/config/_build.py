@@ -1,5 +1,6 @@
 """From a configuration to a rule."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from .._compat import make_mesh
 from .._types import Rule, ScalarOrSchedule
 from ..groups import freeze, partition
+from ..guards import GUARDS
+from ..hyperparameters import hyperparams, set_hyperparams, with_hyperparams
+from ..multipliers import with_multipliers
 from ..placement.offload import offload
 from ..placement.zero import zero
 from ..rules import RULES
@@ -21,6 +25,8 @@ from ._inputs import Group
 from ._schedules import SCHEDULES
 from .schema import Config, Placement, Storage
 
+_OUTERMOST = "dynamic_loss_scale"  # of guards: the others see gradients as they are
+
 
 def build(
     config: Config,
@@ -28,7 +34,7 @@ def build(
     mesh: Mesh | AbstractMesh | None = None,
     around: Callable[[Rule], Rule] | None = None,
 ) -> Rule:
-    """The rule of a configuration: groups, storage, clipping, guard, placement, from the inside out.
+    """The rule of a configuration: groups, storage, guards, clipping, placement, from the inside out.
 
     Args:
       config: from `load`.
@@ -42,16 +48,26 @@ def build(
     Raises:
       ValueError: a rule refuses its settings.
     """
-    rules = {glob: _rule(settings, config.train.steps) for glob, settings in config.optimizer.groups.items()}
+    turned = config.optimizer.adjustable
+    groups = config.optimizer.groups.items()
+    rules = {glob: _rule(settings, config.train.steps, adjustable=turned) for glob, settings in groups}
     rule = rules["*"] if list(rules) == ["*"] else partition(rules)
     for settings in config.optimizer.wrappers:
         rule = WRAPPERS[settings.wrapper](rule, **_arguments(settings, "wrapper", config.train.steps))
+    if config.optimizer.multipliers is not None:
+        rule = with_multipliers(rule, **_arguments(config.optimizer.multipliers, "", config.train.steps))
     if config.optimizer.storage is not None:
         rule = _stored(rule, config.optimizer.storage, config.seed)
+    for settings in config.optimizer.guards:
+        if settings.guard != _OUTERMOST:
+            rule = _guarded(rule, settings, config.train.steps)
     if config.optimizer.clip is not None:
         rule = optax.chain(clip_by_global_norm(config.optimizer.clip), rule)
     if config.optimizer.skip_nonfinite:
         rule = skip_nonfinite(rule)
+    for settings in config.optimizer.guards:
+        if settings.guard == _OUTERMOST:
+            rule = _guarded(rule, settings, config.train.steps)
     if around is not None:
         rule = around(rule)
     placement = config.placement
@@ -116,10 +132,39 @@ def learning_rates(config: Config) -> dict[str, ScalarOrSchedule]:
     return found
 
 
-def _rule(settings: Any, steps: int) -> Rule:
+def _rule(settings: Any, steps: int, *, adjustable: bool = False) -> Rule:
     if settings.rule == "freeze":
         return freeze()
-    return RULES[settings.rule](**_arguments(settings, "rule", steps))
+    make, given = RULES[settings.rule], _arguments(settings, "rule", steps)
+    return with_hyperparams(make, **given) if adjustable else make(**given)
+
+
+def _guarded(rule: Rule, settings: Any, steps: int) -> Rule:
+    """A rule with a guard around it, or with what the gradient goes through before it."""
+    make, given = GUARDS[settings.guard], _arguments(settings, "guard", steps)
+    if "rule" in inspect.signature(make).parameters:
+        return make(rule, **given)
+    return optax.chain(make(**given), rule)
+
+
+def adjusted(state: Any, config: Config) -> Any:
+    """A state that was read, with the numbers that the configuration has now.
+
+    What a schedule gives stays with the schedule.
+    """
+    if not config.optimizer.adjustable:
+        return state
+    groups = config.optimizer.groups
+    alone = list(groups) == ["*"]
+    for glob, settings in groups.items():
+        there = {} if settings.rule == "freeze" else hyperparams(state)
+        there = there if alone else there.get(glob, {})
+        given = _arguments(settings, "rule", config.train.steps)
+        values = {n: x for n, x in given.items() if n in there and not callable(x)}
+        if values:
+            chosen = values if alone else {name: {glob: x} for name, x in values.items()}
+            state = set_hyperparams(state, **chosen)
+    return state
 
 
 def _arguments(settings: Any, tag: str, steps: int) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class TransformerModel(Group):
     activation: Literal["relu_squared", "swiglu"] = "relu_squared"
     rotary_base: Annotated[float, Field(gt=1, le=FLOAT32)] = 1e4
     tied: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool | Literal["dots"] = False
 
     @model_validator(mode="after")
@@ -174,6 +174,7 @@ class MlpModel(Group):
     inputs: Count = 64
     hidden: list[Count] = [128]
     classes: Count = 10
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class BertModel(Group):

@@ -173,7 +173,7 @@ def _tagged(union: Any, tag: Any) -> Any:
             if found is not None:
                 return found
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            for name in ("kind", "rule", "schedule", "wrapper"):
+            for name in ("kind", "rule", "schedule", "wrapper", "guard"):
                 field = inner.model_fields.get(name)
                 if field is not None and typing.get_args(field.annotation) == (tag,):
                     return inner

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, m
 
 from .._hyperparameters import FLOATING, RULE, domain_of, domains
 from .._partition import names_in
+from ..guards import GUARDS
 from ..rules import RULES
 from ..storage.formats import FORMATS, PARAMETER_FORMATS
 from ..wrappers.every import WRAPPERS
@@ -131,6 +132,25 @@ _ANY_RULE: Any = _any_of([*(_MODELS[name] for name in RULES), Frozen])
 _WRAPPERS: Any = _any_of([_model("wrapper", make, _fields(make, "rule")) for make in WRAPPERS.values()])
 
 
+_GUARDS: Any = _any_of(
+    [_model("guard", make, _fields(make, "rule", "axis_name")) for make in GUARDS.values()]
+)
+
+
+class Multipliers(Group):
+    """Learning rates in proportion: by path, and by depth in a stack of layers."""
+
+    lr: dict[str, Annotated[float, Field(ge=0, le=FLOAT32)]] = Field(default_factory=dict)
+    layers: str | None = None  # glob of what is stacked along a first axis of layers
+    layer_decay: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None  # from one layer to the one before
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Multipliers":
+        if (self.layers is None) != (self.layer_decay is None):
+            raise ValueError("layers and layer_decay go together")
+        return self
+
+
 FormatName = _literal[tuple(FORMATS)]
 
 
@@ -145,8 +165,11 @@ class Optimizer(Group):
     """Rules by path, how their state is kept, and the guards around them."""
 
     groups: dict[str, Annotated[_ANY_RULE, Field(discriminator="rule")]] = Field(min_length=1)
+    adjustable: bool = False  # are numbers of rules in the state, to be set while a run goes on?
     wrappers: list[Annotated[_WRAPPERS, Field(discriminator="wrapper")]] = Field(default_factory=list)
+    multipliers: Multipliers | None = None
     storage: Storage | None = None
+    guards: list[Annotated[_GUARDS, Field(discriminator="guard")]] = Field(default_factory=list)
     clip: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None
     skip_nonfinite: bool = True
 
@@ -275,6 +298,9 @@ class Config(Group):
             )
         if self.train.accumulation == "deferred":
             self._check_deferred()
+        guards = [guard.guard for guard in self.optimizer.guards]
+        if "dynamic_loss_scale" in guards and (self.train.accumulation == "deferred" or self.privacy):
+            raise ValueError("optimizer.guards: dynamic_loss_scale goes with neither deferred nor privacy")
         if self.privacy is not None:
             self._check_private()
         elif self.train.max_epsilon is not None:

@@ -13,6 +13,7 @@ from .._gradients import present
 from .._hyperparameters import Count, Positive, checked
 from .._left_out import deciding, only_if
 from .._numerics import accumulation_dtype, safe_increment
+from .._order import Wrapper, check_order
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
 
@@ -45,7 +46,9 @@ def dynamic_loss_scale(
     multiplied.
 
         def scaled(params, batch):
-            return loss_fn(params, batch) * jl.loss_scale(state).astype(jnp.float16)
+            return loss_fn(params, batch) * jl.loss_scale(state)
+
+    It stands around everything that looks at gradients: clipping and other guards belong inside.
 
     Args:
       rule: the rule to guard: everything that keeps state belongs inside.
@@ -82,6 +85,7 @@ def dynamic_loss_scale(
         )
 
     def init(params: Params) -> DynamicLossScaleState:
+        check_order(Wrapper.LOSS_SCALE)
         with deciding(axis_name):
             inner = rule.init(params)
         good, skipped = (jnp.zeros((), jnp.int32) for _ in range(2))

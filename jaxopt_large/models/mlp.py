@@ -11,13 +11,14 @@ from ._model import Model
 from ._place import ANYWHERE, Place
 
 
-def mlp(*, inputs: int, hidden: list[int], classes: int) -> Model:
+def mlp(*, inputs: int, hidden: list[int], classes: int, dtype: str = "float32") -> Model:
     """A perceptron with ReLU between its layers.
 
     Args:
       inputs: features per example.
       hidden: widths of the hidden layers; none makes it logistic regression.
       classes: number of classes.
+      dtype: of activations and products; parameters and the loss are float32.
 
     Returns:
       The model; its loss takes {"features": float[batch, inputs], "labels": int[batch]}.
@@ -35,12 +36,12 @@ def mlp(*, inputs: int, hidden: list[int], classes: int) -> Model:
         }
 
     def logits(params: Params, features: Float[Array, "b i"]) -> Float[Array, "b c"]:
-        x = features
+        x = features.astype(dtype)
         for i in range(len(sizes) - 1):
             layer = params[f"dense_{i}"]
-            x = x @ layer["kernel"] + layer["bias"][None, :]
+            x = x @ layer["kernel"].astype(dtype) + layer["bias"].astype(dtype)[None, :]
             x = jax.nn.relu(x) if i < len(sizes) - 2 else x
-        return x
+        return x.astype(jnp.float32)
 
     def loss(params: Params, batch: dict[str, Array], place: Place = ANYWHERE) -> Float[Array, ""]:
         del place  # small enough for any

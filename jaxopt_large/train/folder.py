@@ -189,7 +189,7 @@ class RunFolder:
         try:
             yield
         except NotWrittenError as error:
-            raise RunWriteError(f"{error} {self._safe()}") from error.__cause__
+            raise RunWriteError(f"{error} {self.safe()}") from error.__cause__
 
     def _remove_others(self) -> None:
         if not self._writes:
@@ -242,7 +242,7 @@ class RunFolder:
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:08d}"
 
-    def _safe(self) -> str:
+    def safe(self) -> str:
         """What a run that cannot write can go on with."""
         steps = self.steps()
         if not steps:
@@ -349,4 +349,4 @@ class RunFolder:
             yield
         except OSError as error:
             text = not_written("train", path, error, needed=needed)
-            raise RunWriteError(f"{text} {self._safe()}") from None
+            raise RunWriteError(f"{text} {self.safe()}") from None

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from .._errors import message
 from ..checkpoint import local
-from ..config import Config, build, learning_rate, settings, to_yaml
+from ..config import Config, adjusted, build, learning_rate, settings, to_yaml
 from ..data import Batch, Batches, DataError, Dataset
 from ..gradient_norm import watched
 from ..models import Model, make_model
@@ -226,6 +226,11 @@ class _Run:
             "gradient_norm": float(metrics.norm),
             "skipped_steps": int(metrics.skipped),
         }
+        if metrics.given_up:
+            self.folder.settle()
+            wrong = f"skip_spikes has given up, got too many steps in a row to leave out by step {step}"
+            do = f"{self.folder.safe()} Lower the learning rate, or look at the data"
+            raise RunError(message("train", wrong, do=do))
         values["learning_rate"] = float(self.rate(np.int32(step - 1 - values["skipped_steps"])))
         speed = progress.step(step, values, self.feed.waited)
         if step % self.config.train.log_every == 0:
@@ -273,7 +278,8 @@ class _Run:
         )
         if found is not None:
             tree, position = found
-            self.params, self.state = self.execution.loaded(tree, self.params, self.state)
+            self.params, state = self.execution.loaded(tree, self.params, self.state)
+            self.state = adjusted(state, self.config)
             self.at = _Position(**position)
             self.feed.go_to(position["data"])
 

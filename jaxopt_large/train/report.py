@@ -112,7 +112,8 @@ def draw_curves(
     top.legend(frameon=False)
     if norms:
         bottom.plot(*zip(*norms, strict=True), color="#678", linewidth=1)
-        bottom.set_yscale("log")
+        if any(norm > 0 for _, norm in norms):
+            bottom.set_yscale("log")
     bottom.set_ylabel("gradient norm")
     bottom.set_xlabel("step")
     return as_png(picture)

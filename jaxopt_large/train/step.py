@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._numerics import accumulation_dtype
 from .._types import Params, Rule, Scalar, State, Updates
 from ..fused.apply import apply
 from ..gradient_norm import WatchState
+from ..guards import DynamicLossScaleState, SkipSpikesState
 from ..microbatches import mean_gradient
 from ..models import Model, Place
 from ..safety import SkipNonfiniteState
@@ -19,6 +20,7 @@ from ._errors import RunError
 
 Objective = Callable[[Params, Any], Array]  # (parameters, batch) -> a mean over the batch
 _MASK = "mask"  # of a batch: which of its targets count
+_SCALE = "loss_scale"  # of a batch: what its loss is multiplied with
 Gradient = Callable[[Params, Any], tuple[Array, Updates]]  # (parameters, batch) -> loss and gradient
 
 
@@ -28,6 +30,7 @@ class Metrics(NamedTuple):
     loss: Float[Array, ""]  # mean over the batch, before the step
     norm: Float[Array, ""]  # of the gradient, before clipping
     skipped: Int[Array, ""]  # steps left out so far
+    given_up: Bool[Array, ""]  # has a guard found too many in a row to leave out?
 
 
 def make_step(
@@ -53,7 +56,9 @@ def make_step(
     gradient = gradient or mean_of(objective)
 
     def step(params: Params, state: State, batch: Any) -> tuple[Params, State, Metrics]:
-        loss, grads = gradient(params, batch)
+        scaling = find(DynamicLossScaleState, state)
+        loss, grads = gradient(params, batch if scaling is None else _scaled(batch, scaling.scale))
+        loss = loss if scaling is None else loss / scaling.scale
         weight = targets_in(batch)
         if mean_over is not None:
             loss = _mean(loss, weight, mean_over)
@@ -65,10 +70,8 @@ def make_step(
             extra["weight"] = jax.lax.psum(weight, mean_over) if reduced else weight
         params, state = apply(rule, grads, state, params, **extra)
         watch = find(WatchState, state)
-        guard = find(SkipNonfiniteState, watch.inner)
-        skipped = jnp.zeros((), jnp.int32) if guard is None else guard.skipped
-        metrics = Metrics(loss, watch.norm, skipped)
-        return params, state, metrics
+        norm = watch.norm if scaling is None else watch.norm / scaling.scale
+        return params, state, Metrics(loss, norm, *_left_out(state))
 
     return step
 
@@ -85,6 +88,19 @@ def make_evaluation(
         return _mean(means, targets_in(batch), mean_over) if mean_over else means
 
     return evaluate
+
+
+def _left_out(state: State) -> tuple[Array, Array]:
+    """How many steps the guards have left out, and has one given up?"""
+    found = [find(kind, state) for kind in (SkipNonfiniteState, SkipSpikesState, DynamicLossScaleState)]
+    skipped = sum((guard.skipped for guard in found if guard is not None), jnp.zeros((), jnp.int32))
+    return skipped, jnp.zeros((), bool) if found[1] is None else found[1].given_up
+
+
+def _scaled(batch: Any, scale: Array) -> Any:
+    """A batch whose losses are multiplied with a scale, one for each micro-batch."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    return {**batch, _SCALE: jnp.broadcast_to(scale, (rows,))}
 
 
 def mean_of(objective: Objective, **options: Any) -> Gradient:
@@ -136,7 +152,15 @@ def loss_of(model: Model, place: Place | None = None) -> Objective:
     """
     if model.loss is None:
         raise RunError("train: this model is here for planning only; it has no loss.")
-    return model.loss if place is None else functools.partial(model.loss, place=place)
+    loss = model.loss if place is None else functools.partial(model.loss, place=place)
+
+    def objective(params: Params, batch: Any) -> Array:
+        if _SCALE not in batch:
+            return loss(params, batch)
+        rest = {name: x for name, x in batch.items() if name != _SCALE}
+        return loss(params, rest) * batch[_SCALE]
+
+    return objective
 
 
 def find(kind: type, state: State) -> Any:

@@ -135,7 +135,7 @@ def test_the_bound_beside_numpy():
     step, skipped = jax.jit(rule.update), 0
     mean = variance = 0.0
     for _ in range(200):
-        x = np.float32(abs(chance.normal(1.0, 0.1)) + (chance.random() < 0.1) * 3)
+        x = float(np.float32(abs(chance.normal(1.0, 0.1)) + (chance.random() < 0.1) * 3))
         updates, state = step(jnp.array([x]), state, jnp.zeros(1))
         if len(seen) <= 20 and seen:
             assert mean == pytest.approx(np.mean(seen))
@@ -263,6 +263,8 @@ def test_everything_is_donated_and_nothing_shared():
         (lambda: jl.skip_spikes(jl.sgd(0.1), window=0), ValueError, "window is out of range"),
         (lambda: jl.dynamic_loss_scale(jl.sgd(0.1), factor=1.0), ValueError, "factor is out of range, got 1.0; a number above 1"),
         (lambda: jl.dynamic_loss_scale(jl.sgd(0.1), 0.0), ValueError, "initial is out of range"),
+        (lambda: jl.skip_nonfinite(jl.dynamic_loss_scale(jl.sgd(0.1))).init(jnp.ones(2)), ValueError, r"which would leave out what lowers the scale. Write dynamic_loss_scale\(skip_spikes"),
+        (lambda: jl.skip_spikes(jl.dynamic_loss_scale(jl.sgd(0.1))).init(jnp.ones(2)), ValueError, "which would leave out what lowers the scale"),
         (lambda: jl.loss_scale(jl.sgd(0.1).init(jnp.ones(2))), ValueError, "the state has no scale"),
         (lambda: jl.rollback(jl.sgd(0.1), keep=0), ValueError, "keep is out of range, got 0"),
         (lambda: jl.roll_back(jnp.ones(2), jl.sgd(0.1).init(jnp.ones(2))), TypeError, "the state is not one of rollback"),
