@@ -8,6 +8,7 @@ from .._errors import NON_NEGATIVE, POSITIVE, Problems, Range, message, number_p
 Method = Literal["pld", "rdp"]
 _RATE = Range("a number in (0, 1]", lambda x: 0 < x <= 1)
 _DELTA = Range("a number in (0, 1)", lambda x: 0 < x < 1)
+_ORDERS = (*range(2, 65), 80, 128, 256, 512)  # whole ones: quick, and a bound that is a little larger
 _LEAST, _MOST = 0.05, 1e4  # noise multipliers between which a budget is looked for
 
 
@@ -81,19 +82,19 @@ def noise_for_budget(
     _raise(types, wrong)
     library = _library()
 
-    def fits(noise: float, method: Method = method) -> bool:
-        return _spent(library, sampling_rate, noise, steps, delta, method) <= epsilon
+    def fits(noise: float, method: Method = method, orders: Any = None) -> bool:
+        return _spent(library, sampling_rate, noise, steps, delta, method, orders) <= epsilon
 
     if steps == 0:
         return 0.0
     enough = _LEAST
-    while not fits(enough, "rdp"):  # quick, and never too little
+    while not fits(enough, "rdp", _ORDERS):  # quick, and never too little
         enough *= 2
         if enough > _MOST:
             wrong_text = f"no noise keeps {steps} steps within the budget, got epsilon={epsilon!r}"
             raise ValueError(message(who, wrong_text, do="Make fewer steps, or sample less"))
-    enough = _least(lambda noise: fits(noise, "rdp"), enough / 2, enough)
-    if method == "rdp" or enough <= _LEAST:
+    enough = _least(lambda noise: fits(noise, "rdp", _ORDERS), enough / 2, enough)
+    if enough <= _LEAST:
         return enough
     low = 0.9 * enough  # tight ones take long, and much memory where there is little noise
     while low > _LEAST and fits(low):
@@ -140,7 +141,9 @@ def _least(fits: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
-def _spent(library: Any, rate: float, noise: float, steps: int, delta: float, method: Method) -> float:
+def _spent(
+    library: Any, rate: float, noise: float, steps: int, delta: float, method: Method, orders: Any = None
+) -> float:
     if steps == 0:
         return 0.0
     if noise == 0:
@@ -148,7 +151,7 @@ def _spent(library: Any, rate: float, noise: float, steps: int, delta: float, me
     accounting, kinds = library
     one = accounting.GaussianDpEvent(float(noise))
     event = one if rate == 1 else accounting.PoissonSampledDpEvent(float(rate), one)
-    accountant = kinds[method]()
+    accountant = kinds[method]() if orders is None else kinds[method](orders)
     accountant.compose(event, int(steps))
     return float(accountant.get_epsilon(float(delta)))
 

@@ -45,7 +45,9 @@ def test_float16_ends_where_float32_does(how, tmp_path, quiet_console):
     wide = train(small(*longer), runs=tmp_path / "a", console=quiet_console)
     half = small(*longer, guard, "model.dtype=float16")
     summary = train(half, runs=tmp_path / "b", console=quiet_console)
-    assert summary["final_validation_loss"] == pytest.approx(wide["final_validation_loss"], rel=0.05)
+    assert summary["final_validation_loss"] == pytest.approx(wide["final_validation_loss"], abs=0.02)
+    ends = [lines(tmp_path / name / "digits")[-1]["validation_accuracy"] for name in "ab"]
+    assert abs(ends[0] - ends[1]) < 0.015
     assert 0 < summary["skipped_steps"] < 15  # the first scale is too large: it is found
     losses = [line["loss"] for line in lines(tmp_path / "b" / "digits") if "loss" in line]
     assert losses[0] == pytest.approx(lines(tmp_path / "a" / "digits")[0]["loss"], rel=0.01)  # not scaled
