@@ -477,6 +477,8 @@ def _like(value: Any, old: Any) -> Any:
     ):
         return jnp.broadcast_to(value, jnp.shape(old)).astype(jnp.float32)
     made = np.broadcast_to(np.asarray(value, np.float32), old.shape)
+    if not old.committed:  # one that is would be compiled for anew
+        return jnp.asarray(made)
     if old.is_fully_addressable:
         return jax.device_put(made, old.sharding)
     return jax.make_array_from_callback(old.shape, old.sharding, made.__getitem__)

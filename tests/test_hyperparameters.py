@@ -405,3 +405,48 @@ def test_bad_values_raise_before_the_step_runs(values, error, expected):
 def test_what_is_refused(make, expected):
     with pytest.raises((TypeError, ValueError), match=expected):
         make()
+
+
+# --- compiles, as the runtime counts them -----------------------------------------------------------------
+
+
+@pytest.fixture
+def compiles():
+    """How many programs were compiled so far."""
+    from jax import monitoring
+
+    seen = []
+
+    def listen(name, *_, **__):
+        if name.endswith("backend_compile_duration"):
+            seen.append(name)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("name", ["alone", "pmap", *_WRAPPED])
+def test_nothing_is_compiled_anew(name, compiles, mesh8):
+    """Neither where arrays are committed to devices nor where they are not."""
+    rule = jl.with_hyperparams(jl.adamw, learning_rate=1e-3)
+    if name == "pmap":
+        step, params = jax.pmap(lambda g, s, p: jl.apply(rule, g, s, p)), jl.replicate(_PARAMS)
+        state, grads = jax.pmap(rule.init)(params), jl.replicate(_gradients(0))
+    else:
+        rule = rule if name == "alone" else _WRAPPED[name](rule, mesh8)
+        step, params, state, grads = (
+            jax.jit(lambda g, s, p: jl.apply(rule, g, s, p)),
+            _PARAMS,
+            rule.init(_PARAMS),
+            _gradients(0),
+        )
+    for _ in range(2):
+        params, state = step(grads, state, params)
+    jl.set_hyperparams(state, learning_rate=1.0)  # what setting itself compiles
+    before = len(compiles)
+    assert before > 0
+    for k in range(20):
+        state = jl.set_hyperparams(state, learning_rate=1e-3 * (k + 1))
+        params, state = step(grads, state, params)
+    assert len(compiles) == before

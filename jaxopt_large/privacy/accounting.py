@@ -1,6 +1,8 @@
 """How much of a privacy budget training spends: dp-accounting's numbers, for DP-SGD."""
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from .._errors import NON_NEGATIVE, POSITIVE, Problems, Range, message, number_problem
@@ -152,8 +154,21 @@ def _spent(
     one = accounting.GaussianDpEvent(float(noise))
     event = one if rate == 1 else accounting.PoissonSampledDpEvent(float(rate), one)
     accountant = kinds[method]() if orders is None else kinds[method](orders)
-    accountant.compose(event, int(steps))
-    return float(accountant.get_epsilon(float(delta)))
+    with _quietly():
+        accountant.compose(event, int(steps))
+        return float(accountant.get_epsilon(float(delta)))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without a warning for each order that a sum does not converge for: the others bound as well."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _library() -> Any:
