@@ -20,7 +20,16 @@ from .fused.apply import apply as apply
 from .fused.explain import explain_apply as explain_apply
 from .groups import freeze as freeze
 from .groups import partition as partition
-from .guards import *
+from .guards import adaptive_grad_clip as adaptive_grad_clip
+from .guards import clip_by_block_rms as clip_by_block_rms
+from .guards import clip_by_ema_norm as clip_by_ema_norm
+from .guards import clip_per_leaf as clip_per_leaf
+from .guards import clip_updates as clip_updates
+from .guards import dynamic_loss_scale as dynamic_loss_scale
+from .guards import loss_scale as loss_scale
+from .guards import roll_back as roll_back
+from .guards import rollback as rollback
+from .guards import skip_spikes as skip_spikes
 from .hyperparameters import hyperparams as hyperparams
 from .hyperparameters import learning_rate as learning_rate
 from .hyperparameters import set_hyperparams as set_hyperparams

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._errors import message
+
 _SPLIT = 4097.0  # 2^12 + 1: two halves of a float32, whose products are exact (Dekker 1971)
+
+
+_UNDECIDED = message(
+    "with_hyperparams",
+    "a number that turns is in the state, and not known while the rule is made",
+    do="Write jnp.where in the place of if, or leave the number out of with_hyperparams by functools.partial",
+)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -128,6 +137,29 @@ class Knob:
 
     def __rpow__(self, other: Any) -> Any:
         return other**self.high
+
+    def __pos__(self) -> "Knob":
+        return self
+
+    def __abs__(self) -> Any:
+        return abs(self.high)
+
+    def __bool__(self) -> bool:
+        raise TypeError(_UNDECIDED)
+
+    def __float__(self) -> float:
+        raise TypeError(_UNDECIDED)
+
+    def __int__(self) -> int:
+        raise TypeError(_UNDECIDED)
+
+    def __eq__(self, other: Any) -> Any:
+        return self.high == other
+
+    def __ne__(self, other: Any) -> Any:
+        return self.high != other
+
+    __hash__ = object.__hash__
 
     def __lt__(self, other: Any) -> Any:
         return self.high < other

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ._axes import reduction_axes
+from ._numerics import is_complex
 from ._order import Wrapper, inside
 from ._types import State, Updates
 
@@ -16,8 +17,12 @@ from ._types import State, Updates
 def only_if(good: Bool[Array, ""], changes: Updates, inner: State, before: State) -> tuple[Updates, State]:
     """The updates and the new state, or updates that change nothing and the state as it was."""
     # x + (-0.0) is x for every x, the sign of zero included; x + 0.0 is not
-    kept = jax.tree.map(lambda u: jnp.where(good, u, jnp.full_like(u, -0.0)), changes)
+    kept = jax.tree.map(lambda u: jnp.where(good, u, _nothing(u)), changes)
     return kept, jax.tree.map(lambda new, old: chosen(good, new, old), inner, before)
+
+
+def _nothing(u: Array) -> Array:
+    return jnp.full_like(u, complex(-0.0, -0.0) if is_complex(u) else -0.0)
 
 
 def chosen(good: Array, new: Array, old: Array) -> Array:

@@ -179,6 +179,11 @@ class StateNode:
         raise NotImplementedError
 
 
+def is_past(x: Any) -> bool:
+    """Is it a state of before, that is kept and does not count?"""
+    return getattr(x, "is_past", False) is True
+
+
 def answers(question: Callable[..., Any]) -> Callable[[Any], bool]:
     """Is a thing a node that has an answer to one of the methods of `StateNode`?"""
 

@@ -15,6 +15,7 @@ class Wrapper(enum.Enum):
 
     EACH_STEP = "cautious, lookahead, ema_of_params, schedule_free, mechanic or decoupled"
     ACCUMULATE_DEFERRED = "accumulate"
+    ACCUMULATE_SKIPS = "accumulate(nonfinite='skip_micro_batch')"
     ACCUMULATE_SHARDED = "accumulate(mode='sharded')"
     APPLY = "apply"
     LEAVES_OUT = "skip_nonfinite or skip_spikes"
@@ -56,6 +57,12 @@ ORDERS = (
         _W.ZERO,
         _REDUCED,
         "Write accumulate(zero(...), ..., mode='deferred'), or use mode 'sharded'",
+    ),
+    Refused(
+        _W.LOSS_SCALE,
+        _W.ACCUMULATE_SKIPS,
+        "the rule is inside accumulate, which leaves out micro-batches that overflow and hides them",
+        "Write dynamic_loss_scale(accumulate(rule, steps, nonfinite='keep'))",
     ),
     Refused(
         _W.LOSS_SCALE,

@@ -1,5 +1,6 @@
 """Large batches in small pieces: accumulate gradients over micro-batches, step once."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -103,7 +104,8 @@ def accumulate(
     def init(params: Params) -> AccumulateState:
         kind = Wrapper.ACCUMULATE_DEFERRED if mode == "deferred" else Wrapper.ACCUMULATE_SHARDED
         check_order(kind)
-        with inside(kind):
+        skips = inside(Wrapper.ACCUMULATE_SKIPS) if nonfinite != "keep" else contextlib.nullcontext()
+        with inside(kind), skips:
             inner = rule.init(params)
         if mode == "deferred" and not is_placeholder(params):
             _check_reduced(inner, params, axis_name)
@@ -196,7 +198,7 @@ def flush(rule: AnyRule, state: State, params: Params, **extra: Any) -> tuple[Up
     >>> updates.tolist()
     [-2.0]
     """
-    nothing = jax.tree.map(jnp.zeros_like, params)
+    nothing = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=accumulation_dtype(p.dtype)), params)
     update = optax.with_extra_args_support(rule).update
     return update(nothing, state, params, weight=jnp.float32(0.0), flush=True, **extra)
 

@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._hyperparameters import domains
 from ._knob import Knob, halves, log_of
-from ._nodes import StateNode, answers
+from ._nodes import StateNode, answers, is_past
 from ._numerics import safe_increment
 from ._paths import matches, nearest
 from ._states import check_state, explained
@@ -79,7 +79,9 @@ def with_hyperparams(factory: Callable[..., Any], /, *args: Any, **values: Any) 
     it. As long as nothing is set, and after a number was set, the updates are those of `factory` with that
     number: what float32 lacks of it is kept beside it.
 
-    Whole numbers of which shapes depend, flags, names, dtypes, masks and other rules stay what they are.
+    Whole numbers of which shapes depend, flags, names, dtypes, masks and other rules stay what they are. Of a
+    function of yours a whole number does too, unless its annotation says float: write 2.0 where it may turn.
+    A factory cannot decide anything by a number that turns (`if weight_decay: ...`); that is an error.
 
     Args:
       factory: makes a rule: one of this library, of optax, or a function of yours.
@@ -147,8 +149,14 @@ class _Factory:
             do = "Pass the function, as in with_hyperparams(jl.adamw, learning_rate=3e-4)"
             raise TypeError(message("with_hyperparams", f"factory makes no rules, got {factory!r}", do=do))
         self._make = factory
-        self.who = getattr(factory, "__name__", type(factory).__name__)
+        inner = getattr(factory, "func", factory)  # of a partial function
+        self.who = getattr(inner, "__name__", type(inner).__name__)
         parameters = inspect.signature(factory).parameters
+        unnamed = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+        if unnamed:
+            wrong = f"{self.who} has arguments without a name, got {', '.join(unnamed)}"
+            do = "Pass a function whose arguments all have names"
+            raise TypeError(message("with_hyperparams", wrong, do=do))
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         problems = Problems("with_hyperparams")
         for name in values.keys() - parameters.keys() if not open_ended else ():
@@ -156,19 +164,32 @@ class _Factory:
             problems.add(f"{self.who} has no hyper-parameter {name!r}", allowed=f"it has {there}")
         problems.raise_if_any(TypeError)
         values = {**inspect.signature(factory).bind_partial(*args).arguments, **values}
-        defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+        bound = getattr(factory, "keywords", {})  # of a partial function: they are left out
+        free = {n: p for n, p in parameters.items() if n not in bound}
+        defaults = {n: p.default for n, p in free.items() if p.default is not p.empty}
         self.ranges = _ranges(factory)
         self.numbers: dict[str, Any] = {}
         self.schedules: dict[str, Callable[..., Any]] = {}
         self._fixed: dict[str, Any] = {}
-        whole = {**defaults, **values}
-        for name, value in sorted(
-            whole.items(), key=lambda x: list(parameters).index(x[0]) if x[0] in parameters else 0
-        ):
-            self._sort(name, value, parameters.get(name), given=name in values)
-        factory(
-            **self._fixed, **{n: v for n, v in self.numbers.items() if v is not None}, **self._first_values
-        )
+        whole, order = {**defaults, **values}, list(parameters)
+        for name in sorted(whole, key=lambda name: order.index(name) if name in order else len(order)):
+            self._sort(name, whole[name], parameters.get(name))
+        self._check(whole)
+
+    def _check(self, whole: dict[str, Any]) -> None:
+        """Raises for numbers out of range, and for arguments of which none turns; makes the rule once."""
+        types, wrong = Problems("with_hyperparams"), Problems("with_hyperparams")
+        for name, value in self.numbers.items():
+            if value is not None and not self._is_ours:  # ours say so themselves
+                number_problem(name, value, self.ranges[name], types, wrong)
+        if not self.numbers:
+            got = ", ".join(whole) or "no arguments"
+            do = "Give one, such as learning_rate=3e-4"
+            wrong.add(f"{self.who} has no number that could turn, got {got}", do=do)
+        types.raise_if_any(TypeError)
+        wrong.raise_if_any()
+        plain = {name: value for name, value in self.numbers.items() if value is not None}
+        self._make(**self._fixed, **plain, **self._first_values)
 
     @property
     def _first_values(self) -> dict[str, Any]:
@@ -187,42 +208,40 @@ class _Factory:
             return _exact(_scheduled(self.who, name, self.schedules[name], jnp.zeros((), jnp.int32)))
         return _exact(value)
 
-    def _sort(self, name: str, value: Any, parameter: Any, *, given: bool) -> None:
-        domain = self.ranges.get(name)
-        if domain is None:
-            domain = NUMBER if self._may_turn(name, parameter) else None
-        if domain is not None and not domain.is_fixed and callable(value) and self._may_follow(parameter):
-            self.schedules[name], self.numbers[name] = value, None
-            self.ranges[name] = domain
-        elif domain is not None and not domain.is_fixed and _is_number(value, given=given):
-            self.numbers[name] = value
-            self.ranges[name] = domain
+    def _sort(self, name: str, value: Any, parameter: Any) -> None:
+        """A number that can turn, a schedule of one, or what stays as it is."""
+        domain = self.ranges.get(name, None if self._is_ours else NUMBER)
+        if domain is None or domain.is_fixed:
+            self._fixed[name] = value
+        elif callable(value) and self._may_follow(name, value, parameter):
+            self.schedules[name], self.numbers[name], self.ranges[name] = value, None, domain
+        elif _is_number(value, whole=name in self.ranges or _says_float(parameter)):
+            self.numbers[name], self.ranges[name] = value, domain
         else:
             self._fixed[name] = value
 
-    def _may_follow(self, parameter: Any) -> bool:
+    def _may_follow(self, name: str, value: Any, parameter: Any) -> bool:
         """May a function be a schedule there? Others take functions for masks, too."""
         annotation = getattr(parameter, "annotation", inspect.Parameter.empty)
-        return self._is_ours or annotation is inspect.Parameter.empty or "Schedule" in str(annotation)
-
-    def _may_turn(self, name: str, parameter: Any) -> bool:
-        """May an argument of a function of others be a number that changes?"""
+        if annotation is not inspect.Parameter.empty and not self._is_ours:
+            return "Schedule" in str(annotation)
         if self._is_ours:
+            return name in self.ranges
+        try:  # a function of a user's, who says nothing: is it one of the step?
+            found = value(jnp.zeros((), jnp.int32))
+        except Exception:
             return False
-        told = str(getattr(parameter, "annotation", ""))
-        return not any(word in told for word in ("bool", "str", "dtype", "Key")) and told not in (
-            "int",
-            "<class 'int'>",
-        )
+        return jnp.shape(found) == () and not isinstance(found, bool)
 
     @property
     def _is_ours(self) -> bool:
-        return getattr(self._make, "__module__", "").startswith(__name__.partition(".")[0] + ".")
+        made = getattr(self._make, "func", self._make)
+        return getattr(made, "__module__", "").startswith(__name__.partition(".")[0] + ".")
 
 
 def _ranges(factory: Any) -> dict[str, Range]:
     """What the numbers of a factory may be; optax's are what ours of the same name are."""
-    ours = factory
+    ours = factory = getattr(factory, "func", factory)
     if getattr(factory, "__module__", "").startswith("optax."):
         ours = RULES.get(getattr(factory, "__name__", ""), factory)
     try:
@@ -233,12 +252,23 @@ def _ranges(factory: Any) -> dict[str, Range]:
     return {name: d for name, d in found.items() if isinstance(d, Range) and name in there}
 
 
-def _is_number(value: Any, *, given: bool) -> bool:
-    if isinstance(value, bool) or value is None:
+def _is_number(value: Any, *, whole: bool) -> bool:
+    """Is it a number that can turn? Whole ones are where one with a fraction could stand, too."""
+    if isinstance(value, bool | np.bool_) or value is None:
         return False
-    if isinstance(value, numbers.Real | np.generic):
+    if isinstance(value, int | np.integer):
+        return whole
+    if isinstance(value, numbers.Real | np.floating):
         return True
-    return given and hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or jnp.shape(value) != ():
+        return False
+    return jnp.issubdtype(dtype, jnp.floating) or (whole and jnp.issubdtype(dtype, jnp.integer))
+
+
+def _says_float(parameter: Any) -> bool:
+    told = str(getattr(parameter, "annotation", ""))
+    return any(word in told for word in ("float", "ArrayLike", "Scalar", "Numeric", "Schedule"))
 
 
 # --- what is kept of a number -------------------------------------------------------------------------
@@ -275,6 +305,7 @@ def _scheduled(who: str, name: str, schedule: Callable[..., Any], count: Any) ->
     return jnp.asarray(value).astype(jnp.float32)
 
 
+_FLOAT32 = float(np.finfo(np.float32).max)
 _has_groups = answers(StateNode.grouped)
 
 # --- reading and setting ------------------------------------------------------------------------------
@@ -335,6 +366,10 @@ def set_hyperparams(state: State, **values: Any) -> State:
             wrong.add(f"there is no hyper-parameter {name!r}", allowed=near)
         for place, value in _meant(name, given, named, wrong):
             number_problem(name, value, place.range, types, wrong)
+            if isinstance(value, numbers.Real) and _FLOAT32 < abs(float(value)) < float("inf"):
+                wrong.add(
+                    f"{name} is out of range, got {value!r}", allowed=f"at most {_FLOAT32:.7g}, float32's"
+                )
             if name in place.node.knobs.scheduled:
                 wrong.add(f"{name} is given by a schedule", at=place.where, do="Build the rule without it")
             chosen.setdefault(id(place.node), {})[place.name] = value
@@ -421,19 +456,25 @@ def _places(state: State, who: str) -> Iterator[_Place]:
         do = "Write with_hyperparams(jl.adamw, learning_rate=...) in the place of jl.adamw(...)"
         raise ValueError(message(who, "the state has no hyper-parameters", do=do))
     names = [(groups, name) for groups, node in found for name in node.hyperparams]
+    said: dict[Any, int] = {}
     for groups, node in found:
         for name, value in node.hyperparams.items():
-            twice = names.count((groups, name)) > 1
-            yield _Place(groups, node, name, f"{node.knobs.who}.{name}" if twice else name, value)
+            shown = f"{node.knobs.who}.{name}" if names.count((groups, name)) > 1 else name
+            before = said.setdefault((groups, shown), 0)
+            said[groups, shown] += 1
+            yield _Place(groups, node, name, f"{shown}#{before + 1}" if before else shown, value)
 
 
 def _nodes(tree: Any, groups: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """States that have hyper-parameters, each with the groups that it is in."""
 
     def is_one(x: Any) -> bool:
-        return isinstance(x, WithHyperparamsState | ScaleByScheduleState) or _grouped(x) is not None
+        kinds = WithHyperparamsState | ScaleByScheduleState
+        return isinstance(x, kinds) or is_past(x) or _grouped(x) is not None
 
     for x in jax.tree.leaves(tree, is_leaf=is_one):
+        if is_past(x):
+            continue
         inside = _grouped(x)
         if inside is not None:
             for group, inner in inside.items():
@@ -452,7 +493,7 @@ def _grouped(x: Any) -> dict[Any, Any] | None:
 
 
 def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    return jax.tree.map(change, tree, is_leaf=lambda x: isinstance(x, WithHyperparamsState))
+    return jax.tree.map(change, tree, is_leaf=lambda x: isinstance(x, WithHyperparamsState) or is_past(x))
 
 
 def _meant(name: str, given: Any, named: list[_Place], wrong: Problems) -> Iterator[tuple[_Place, Any]]:
@@ -461,7 +502,8 @@ def _meant(name: str, given: Any, named: list[_Place], wrong: Problems) -> Itera
         yield from ((place, given) for place in named)
         return
     for glob, value in given.items():
-        found = [p for p in named if glob == p.where or matches(glob, p.where)]
+        found = [p for p in named if glob == p.where]  # the group of that name, or those that a glob means
+        found = found or [p for p in named if matches(glob, p.where)]
         if not found and named:
             near = f"the nearest are {nearest(str(glob), [p.where for p in named])}"
             wrong.add(f"no group with {name} is {glob!r}", allowed=near)

@@ -14,8 +14,8 @@ from ._hyperparameters import Glob, OneOf, checked
 from ._numerics import times
 from ._paths import check_glob, first_match, leaf_paths, matches, nearest
 from ._types import AnyRule, Params, Rule, make_rule
+from ._wrapped import Wrapped, followed_by
 from .leafwise import Stage, along, lift, shape_of
-from .wrappers._wrapped import Wrapped, followed_by
 
 
 class WithMultipliersState(Wrapped):
@@ -81,7 +81,7 @@ def with_multipliers(
         return times(along(jnp.asarray(powers, u.real.dtype), axes, u), u), kept
 
     stage = lift(who, Stage(step, needs="axes", by_path=by_path), chained=False)
-    made = followed_by(who, rule, stage, WithMultipliersState)
+    made = followed_by(who, rule, stage, WithMultipliersState, each_step=False)
 
     def init(params: Params) -> Any:
         paths, problems, unused = leaf_paths(params), Problems(who), set(factors)
@@ -116,6 +116,7 @@ class _Base:
 
     shape: tuple[int, ...]
     transposed: bool
+    stacked: bool
 
 
 @checked
@@ -124,7 +125,8 @@ def mup(
     base_params: Any,
     *,
     optimizer: Annotated[str, OneOf("adam", "sgd")] = "adam",
-    transposed: Glob = "",
+    transposed: Glob | None = None,
+    layers: Glob | None = None,
 ) -> Rule:
     r"""Learning rates of the maximal update parametrization: tuned on a narrow model, right for wide ones.
 
@@ -150,6 +152,8 @@ def mup(
       base_params: parameters, or shapes, of the narrow model, of the same structure.
       optimizer: "adam" or "sgd".
       transposed: a glob of matrices that are (out, in).
+      layers: a glob of leaves that are stacked along a first axis, which is no width; matrices in a stack
+        are known by their three dimensions.
 
     Returns:
       The rule; its state is `MupState(inner, own)`.
@@ -172,7 +176,8 @@ def mup(
 
     def by_path(path: str) -> _Base | None:
         shape = shapes.get(path)
-        return None if shape is None else _Base(tuple(shape), matches(transposed, path))
+        turned, stacked = (glob is not None and matches(glob, path) for glob in (transposed, layers))
+        return None if shape is None else _Base(tuple(shape), turned, stacked)
 
     def step(shared: Any, u: Array, p: Any, kept: Any, place: Any = None) -> tuple[Array, Any]:
         del shared, p
@@ -180,7 +185,7 @@ def mup(
         return (u if factor == 1 else times(factor, u)), kept
 
     stage = lift("mup", Stage(step, needs="axes", by_path=by_path), chained=False)
-    made = followed_by("mup", rule, stage, MupState)
+    made = followed_by("mup", rule, stage, MupState, each_step=False)
 
     def init(params: Params) -> Any:
         paths, problems = leaf_paths(params), Problems("mup")
@@ -199,11 +204,12 @@ def mup(
 
 def width_multiplier(shape: tuple[int, ...], base: Any, optimizer: str) -> float:
     """What the rate of a leaf is multiplied with."""
-    if not shape:
-        return 1.0
     ratios = [n / b if b else 1.0 for n, b in zip(shape, base.shape, strict=True)]
-    out, into = ratios[-1], (ratios[-2] if len(shape) > 1 else 1.0)
-    if base.transposed and len(shape) > 1:
+    ratios = ratios[1:] if base.stacked else ratios
+    if not ratios:
+        return 1.0
+    out, into = ratios[-1], (ratios[-2] if len(ratios) > 1 else 1.0)
+    if base.transposed and len(ratios) > 1:
         out, into = into, out
     grows_in, grows_out = into != 1, out != 1
     if optimizer == "adam":

@@ -450,3 +450,69 @@ def test_nothing_is_compiled_anew(name, compiles, mesh8):
         state = jl.set_hyperparams(state, learning_rate=1e-3 * (k + 1))
         params, state = step(grads, state, params)
     assert len(compiles) == before
+
+
+# --- factories of many kinds -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "names"),
+    [
+        (optax.ema, {"decay": 0.9}, {"decay"}),
+        (optax.trace, {"decay": 0.9}, {"decay"}),
+        (optax.clip, {"max_delta": 1.0}, {"max_delta"}),
+        (optax.add_decayed_weights, {"weight_decay": 0.1}, {"weight_decay"}),
+        (optax.contrib.schedule_free_adamw, {"learning_rate": 0.1}, {"learning_rate", "b1", "b2"}),
+        (functools.partial(optax.adamw, b1=0.8), {"learning_rate": 0.1}, {"learning_rate", "b2"}),
+        (functools.partial(jl.adamw, b1=0.8), {"learning_rate": 0.1}, {"learning_rate", "b2"}),
+        (lambda rate, every=2: jl.accumulate(jl.sgd(rate), every), {"rate": 0.1}, {"rate"}),
+        (lambda rate, mask=lambda p: True: jl.adamw(rate, mask=mask), {"rate": 0.1}, {"rate"}),
+        (jl.sgd, {"learning_rate": np.float32(0.1), "momentum": 1 / 2}, {"learning_rate", "momentum"}),
+        (jl.sgd, {"learning_rate": jnp.float32(0.1)}, {"learning_rate"}),
+        (jl.gradient_descent, {"learning_rate": 1}, {"learning_rate"}),
+    ],
+)
+def test_which_arguments_turn(make, values, names):
+    with jax.numpy_dtype_promotion("standard"):
+        rule = jl.with_hyperparams(make, **values)
+        state = rule.init(_PARAMS)
+        found = jl.hyperparams(state)
+        assert names <= set(found)
+        assert "b1" not in found or not isinstance(make, functools.partial)
+        updates, _ = jax.jit(rule.update)(_gradients(0), state, _PARAMS)
+        expected, _ = jax.jit(make(**values).update)(_gradients(0), make(**values).init(_PARAMS), _PARAMS)
+        _close(updates, expected)
+
+
+def test_what_cannot_be_decided_is_said():
+    for make in (
+        lambda rate, wd=0.0: jl.adamw(rate, weight_decay=wd) if wd else jl.adam(rate),
+        lambda rate, n=2.0: jl.sgd(rate, momentum=float(n) / 4),
+    ):
+        with pytest.raises(
+            TypeError, match="a number that turns is in the state, and not known while the rule is made"
+        ):
+            jl.with_hyperparams(make, rate=0.1).init(_PARAMS)
+    with pytest.raises(ValueError, match="has no number that could turn"):
+        jl.with_hyperparams(lambda every=2: jl.sgd(0.1))
+    with pytest.raises(TypeError, match="has arguments without a name, got rates"):
+        jl.with_hyperparams(lambda *rates: jl.sgd(rates[0]), 0.1)
+    with pytest.raises(
+        ValueError, match=r"learning_rate is out of range, got 1e\+300; at most 3.402823e\+38"
+    ):
+        jl.set_hyperparams(jl.with_hyperparams(jl.sgd, 0.1).init(_PARAMS), learning_rate=1e300)
+
+
+def test_two_of_a_kind_in_a_chain():
+    rule = optax.chain(jl.with_hyperparams(jl.sgd, 0.5), jl.with_hyperparams(jl.sgd, 0.25))
+    state = jl.set_hyperparams(rule.init(_PARAMS), **{"sgd.learning_rate#2": 0.125})
+    found = jl.hyperparams(state)
+    assert (float(found["sgd.learning_rate"]), float(found["sgd.learning_rate#2"])) == (0.5, 0.125)
+
+
+def test_a_groups_own_name_comes_before_globs():
+    groups = {"b": jl.with_hyperparams(jl.sgd, 0.1), "*": jl.with_hyperparams(jl.sgd, 0.5)}
+    state = jl.set_hyperparams(jl.partition(groups).init(_PARAMS), learning_rate={"*": 0.25})
+    found = jl.hyperparams(state)
+    assert float(found["b"]["learning_rate"]) == np.float32(0.1)
+    assert float(found["*"]["learning_rate"]) == 0.25

@@ -1,5 +1,6 @@
 """Poisson samples: every example is in a batch or not, whatever else is in it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from ._dataset import Batch, Dataset
 
-_ROOM = 7.0  # standard deviations above the mean that a batch has room for: 1e-12 of all draws need more
+_RARE = 1e-18  # of all draws, at most, need more room than there is
 
 
 class PoissonBatches:
@@ -63,8 +64,21 @@ def room_for(size: int, expected: int, parts: int) -> int:
     """How many examples a Poisson sample has room for, a multiple of `parts`, and of no more than all.
 
     >>> room_for(1437, 64, 8)
-    120
+    152
     """
-    rate = min(1.0, expected / size)
-    most = min(size, expected + _ROOM * (size * rate * (1 - rate)) ** 0.5)
-    return -int(-most // parts) * parts
+    low, high = expected - 1, size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _tail(size, expected / size, middle) <= _RARE else (middle, high)
+    return -(-high // parts) * parts
+
+
+def _tail(size: int, rate: float, most: int) -> float:
+    """A bound on the probability that more than `most` are drawn (Chernoff 1952)."""
+    share = (most + 1) / size
+    if share >= 1:
+        return rate**size if share == 1 else 0.0
+    if share <= rate:
+        return 1.0
+    divergence = share * math.log(share / rate) + (1 - share) * math.log((1 - share) / (1 - rate))
+    return math.exp(-size * divergence)

@@ -11,9 +11,9 @@ from .._hyperparameters import LeafAxes, NonNegative, Positive, checked
 from .._numerics import abs_square, bounded, like, times
 from .._paths import first_match
 from .._types import Rule
+from .._wrapped import Wrapped, followed_by
 from ..leafwise import Stage, along, lift, shape_of, size_of, sum_along
 from ..safety import clip_by_global_norm
-from ..wrappers._wrapped import Wrapped, followed_by
 
 _TINY = 1e-6  # the least norm of a unit's gradient, as optax has it
 
@@ -163,7 +163,7 @@ def clip_updates(rule: Any, max_norm: Positive | None = None, *, max_rms: Positi
         wrong = f"one bound is needed, got max_norm={max_norm!r}, max_rms={max_rms!r}"
         raise TypeError(message("clip_updates", wrong))
     stage = clip_by_block_rms(max_rms) if max_norm is None else clip_by_global_norm(max_norm)
-    return followed_by("clip_updates", rule, stage, ClipUpdatesState)
+    return followed_by("clip_updates", rule, stage, ClipUpdatesState, each_step=False)
 
 
 def _square(shared: Any, g: Array, p: Any, kept: Any) -> Array:

@@ -10,7 +10,7 @@ from .._numerics import abs_square, as_decay, as_scalar, bounded, ema, like, tim
 from .._types import Rule, Updates
 from ..leafwise import Stage, count, lift, shaped, shared, size_of
 
-_ANY = 0.0  # before there is an average
+_ANY = 0.0  # the mean as long as there is none: of zeros, and of what is not finite, none is made
 
 
 class ClipByEmaNormState(NamedTuple):
@@ -68,14 +68,13 @@ def clip_by_ema_norm(ratio: Positive = 1.5, decay: Decay = 0.99, *, per_leaf: bo
 
     if per_leaf:
 
-        def step(is_first: Array, g: Array, p: Any, kept: Any, total: Array) -> tuple[Array, Any]:
-            del p
-            factor, mean = bound(is_first, jnp.sqrt(total), kept.norm)
+        def step(shared: Any, g: Array, p: Any, kept: Any, total: Array) -> tuple[Array, Any]:
+            del shared, p
+            factor, mean = bound(kept.norm == _ANY, jnp.sqrt(total), kept.norm)
             return times(factor, g), kept._replace(norm=mean)
 
         state = ClipByEmaNormState(count(), shaped(lambda shape: (), real=True))
-        first = lambda kept: kept.count == 0  # noqa: E731
-        stage = Stage(step, state, first, square, needs="axes")
+        stage = Stage(step, state, lambda kept: kept.count, square, needs="axes")
         return lift("clip_by_ema_norm", stage, chained=False)
 
     def combine(is_first: Array, kept: Any, total: Array) -> tuple[Array, Any]:
@@ -87,7 +86,6 @@ def clip_by_ema_norm(ratio: Positive = 1.5, decay: Decay = 0.99, *, per_leaf: bo
         del p, total
         return times(factor, g), kept
 
-    # the mean is 0 as long as there is none: a first gradient that is not finite leaves it so
     state = ClipByEmaNormState(count(), shared(_ANY))
     stage = Stage(scaled, state, lambda kept: kept.norm == _ANY, square, combine, needs="axes")
     return lift("clip_by_ema_norm", stage, chained=False)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._errors import check_rule, message
+from .._errors import Problems, check_rule, message
 from .._finite import all_finite
 from .._gradients import present
 from .._hyperparameters import Count, Positive, checked
 from .._left_out import deciding, only_if
+from .._nodes import is_past
 from .._numerics import accumulation_dtype, safe_increment
 from .._order import Wrapper, check_order
 from .._states import check_state, explained
@@ -78,11 +79,12 @@ def dynamic_loss_scale(
     """
     check_rule("dynamic_loss_scale", rule)
     rule = optax.with_extra_args_support(rule)
+    problems = Problems("dynamic_loss_scale")
     if not hasattr(factor, "aval") and factor <= 1:
-        allowed = "a number above 1"
-        raise ValueError(
-            message("dynamic_loss_scale", f"factor is out of range, got {factor!r}", allowed=allowed)
-        )
+        problems.add(f"factor is out of range, got {factor!r}", allowed="a number above 1")
+    if not any(hasattr(x, "aval") for x in (least, initial, most)) and not least <= initial <= most:
+        problems.add(f"initial is out of range, got {initial!r}", allowed=f"least={least!r} to most={most!r}")
+    problems.raise_if_any()
 
     def init(params: Params) -> DynamicLossScaleState:
         check_order(Wrapper.LOSS_SCALE)
@@ -126,12 +128,14 @@ def loss_scale(state: State) -> Float[Array, ""]:
       state: of a rule that has `dynamic_loss_scale` somewhere in it.
 
     Raises:
-      ValueError: it has none.
+      ValueError: it has none, or several.
     """
-    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, DynamicLossScaleState))
-    for x in found:
-        if isinstance(x, DynamicLossScaleState):
-            return x.scale
-    raise ValueError(
-        message("loss_scale", "the state has no scale", do="Wrap the rule in dynamic_loss_scale")
-    )
+    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, DynamicLossScaleState) or is_past(x))
+    found = [x.scale for x in parts if isinstance(x, DynamicLossScaleState)]
+    if len(found) > 1:
+        wrong = f"the state has {len(found)} scales, and a loss can be multiplied with one"
+        raise ValueError(message("loss_scale", wrong, do="Write dynamic_loss_scale(partition(...))"))
+    if not found:
+        do = "Wrap the rule in dynamic_loss_scale"
+        raise ValueError(message("loss_scale", "the state has no scale", do=do))
+    return found[0]

@@ -1,9 +1,10 @@
 """Parameters and state of some steps ago, kept to be taken back."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -14,21 +15,26 @@ from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
 
 
-class Snapshot(NamedTuple):
-    """Parameters, and the state of the wrapped rule, before a step."""
-
+class _SnapshotFields(NamedTuple):
     step: Int[Array, ""]
     params: Params
     inner: State
+
+
+class Snapshot(_SnapshotFields):
+    """Parameters, and the state of the wrapped rule, before a step; who looks for values passes over it."""
+
+    __slots__ = ()
+    is_past: ClassVar[bool] = True
 
 
 class RollbackState(NamedTuple):
     """State of `rollback`."""
 
     count: Int[Array, ""]  # steps taken
+    inner: State  # the wrapped rule's
     older: Snapshot
     newer: Snapshot
-    inner: State  # the wrapped rule's
 
 
 @checked
@@ -45,7 +51,7 @@ def rollback(rule: Any, keep: Count) -> Rule:
       keep: steps between two snapshots.
 
     Returns:
-      The rule; its `update` needs `params`; its state is `RollbackState(count, older, newer, inner)`.
+      The rule; its `update` needs `params`; its state is `RollbackState(count, inner, older, newer)`.
 
     Raises:
       TypeError: rule is not a rule, or keep is no whole number.
@@ -70,7 +76,7 @@ def rollback(rule: Any, keep: Count) -> Rule:
             copy = jax.tree.map(jnp.copy, (params, inner))  # a buffer each, to be donated
             return Snapshot(jnp.zeros((), jnp.int32), *copy)
 
-        return RollbackState(jnp.zeros((), jnp.int32), snapshot(), snapshot(), inner)
+        return RollbackState(jnp.zeros((), jnp.int32), inner, snapshot(), snapshot())
 
     def update(
         updates: Updates, state: RollbackState, params: Params | None = None, **extra: Any
@@ -84,7 +90,7 @@ def rollback(rule: Any, keep: Count) -> Rule:
         older, newer = jax.lax.cond(turn, lambda: (state.newer, now), lambda: (state.older, state.newer))
         with explained("rollback", rule.init, state.inner, updates, params):
             changes, inner = rule.update(updates, state.inner, params, **extra)
-        return changes, RollbackState(safe_increment(state.count), older, newer, inner)
+        return changes, RollbackState(safe_increment(state.count), inner, older, newer)
 
     return make_rule(init, update)
 
@@ -109,8 +115,8 @@ def roll_back(params: Params, state: State) -> tuple[Params, State]:
         # a copy: the snapshot stays, and what is returned may be donated
         if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
             return jnp.asarray(x).astype(y.dtype)
-        return jax.device_put(jnp.copy(x), y.sharding)
+        return jax.device_put(jnp.copy(x), y.sharding) if isinstance(y, jax.Array) else np.array(x)
 
     back = jax.tree.map(like, older.params, params), jax.tree.map(like, older.inner, state.inner)
     newer = jax.tree.map(like, older, state.newer)
-    return back[0], RollbackState(jnp.copy(older.step), older, newer, back[1])
+    return back[0], RollbackState(jnp.copy(older.step), back[1], older, newer)

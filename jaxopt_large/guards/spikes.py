@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from .._axes import reduction_axes
 from .._errors import check_rule, message
 from .._finite import all_finite
 from .._global_norm import global_norm
@@ -16,6 +17,8 @@ from .._left_out import deciding, only_if
 from .._numerics import safe_increment
 from .._states import check_state, explained
 from .._types import Params, Rule, State, Updates, make_rule
+
+_FARTHEST = 1e18  # from the mean: float32 has its square
 
 
 class SkipSpikesState(NamedTuple):
@@ -99,10 +102,15 @@ def skip_spikes(
             raise TypeError(message("skip_spikes", "value is needed, got None", do=do))
         measured = extra["value"] if of == "loss" else global_norm(updates, axis_name=axis_name)
         x = jnp.asarray(measured).astype(jnp.float32)
+        axes = reduction_axes(axis_name)
+        x = jax.lax.pmean(x, axes) if of == "loss" and axes else x  # devices decide alike
         most = state.mean + jnp.asarray(sigmas, jnp.float32) * jnp.sqrt(state.variance)
         most = jnp.where(state.taken >= warmup, most, jnp.inf)
         good = all_finite(updates, axis_name) & jnp.isfinite(x) & (x <= most)
-        good &= ~state.given_up
+        flushes = jnp.asarray(
+            extra.get("flush", False), bool
+        )  # of `accumulate`: there is no gradient to judge
+        good = (good | flushes) & ~state.given_up
         with explained("skip_spikes", rule.init, state.inner, updates, params):
             changes, inner = rule.update(updates, state.inner, params, **extra)
         changes, inner = only_if(good, changes, inner, state.inner)
@@ -110,12 +118,13 @@ def skip_spikes(
         given_up = state.given_up | (in_a_row >= give_up)
         changes = _lost(given_up, changes)
         share = 1.0 / jnp.minimum(state.taken + 1, window).astype(jnp.float32)
-        off = x - state.mean
+        share = jnp.where(flushes, 0.0, share)
+        off = jnp.clip(x - state.mean, -_FARTHEST, _FARTHEST)
         variance = (1.0 - share) * (state.variance + share * jnp.square(off))
         return changes, SkipSpikesState(
             mean=jnp.where(good, state.mean + share * off, state.mean),
             variance=jnp.where(good, variance, state.variance),
-            taken=jnp.where(good, safe_increment(state.taken), state.taken),
+            taken=jnp.where(good & ~flushes, safe_increment(state.taken), state.taken),
             skipped=jnp.where(good, state.skipped, safe_increment(state.skipped)),
             in_a_row=jnp.minimum(in_a_row, give_up),
             given_up=given_up,

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._axes import sum_over_shards
+from .._compat import as_varying, like_varying
 from .._errors import NON_NEGATIVE, POSITIVE, Problems, message, number_problem
 from .._global_norm import global_norm
 from .._numerics import accumulation_dtype, real_dtype
 from .._types import Params, Updates
 
 _BELOW = 1 - 2.0**-18  # times the clip: what rounding may add to a norm of many elements is less
+_SMALLEST = 1e-15
 
 
 class PrivateReport(NamedTuple):
@@ -95,7 +97,11 @@ def private_gradients(
         if there.shape != (count,):
             allowed = f"one for each of {count} examples"
             raise ValueError(message(_WHO, f"mask has shape {there.shape}", allowed=allowed))
-        total, loss, counts = _summed(loss_fn, params, batch, there, clip, microbatch_size or count)
+        if not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+            raise TypeError(message(_WHO, f"step is no whole number, got {step!r}"))
+        # what differs between devices is an example's gradient, not the sum of theirs over devices
+        own = params if axis_name is None else jax.tree.map(lambda p: as_varying(p, axis_name), params)
+        total, loss, counts = _summed(loss_fn, own, batch, there, clip, microbatch_size or count)
         if axis_name is not None:
             total, loss, counts = sum_over_shards((total, loss, counts), axis_name)
         grads = _noisy(total, params, clip * noise_multiplier, jax.random.fold_in(key, step), expected_batch)
@@ -114,6 +120,10 @@ def _check(loss_fn: Any, clip: Any, noise: Any, key: Any, expected: Any, micro: 
     if not callable(loss_fn):
         types.add(f"loss_fn is no function, got {loss_fn!r}")
     number_problem("clip", clip, POSITIVE, types, values)
+    if not values.found and not types.found and not hasattr(clip, "aval") and clip < _SMALLEST:
+        values.add(
+            f"clip is too small, got {clip!r}", allowed=f"at least {_SMALLEST:g}, whose square float32 has"
+        )
     number_problem("noise_multiplier", noise, NON_NEGATIVE, types, values)
     number_problem("expected_batch", expected, POSITIVE, types, values)
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
@@ -177,7 +187,8 @@ def _summed(
 
     pieces = jax.tree.map(divided, batch), is_there
     shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    first = jax.tree.leaves(pieces)[0]
+    start = jax.tree.map(lambda x: like_varying(jnp.zeros(x.shape, x.dtype), first), shapes)
     return jax.lax.scan(add, start, pieces)[0]
 
 

@@ -125,7 +125,8 @@ class JitExecution:
         """The step, jitted: (params, state, batch) -> (params, state, metrics)."""
         whole = NamedSharding(self._mesh, PartitionSpec())
         places = (jax.tree.map(lambda x: x.sharding, self.params), state_shardings, whole)
-        train = make_step(self.objective, self.rule, gradient=self.gradient)
+        private = self._private is not None
+        train = make_step(self.objective, self.rule, gradient=self.gradient, private=private)
         return jax.jit(train, donate_argnums=(0, 1), out_shardings=places)
 
     def _gradient(self, objective: Objective) -> Gradient:
@@ -215,7 +216,8 @@ class PmapExecution:
         whole = config.placement.zero is None
         objective = loss_of(model)
         gradient = None if private is None else private.gradient(objective, axis)
-        step = make_step(objective, rule, gradient=gradient, mean_over=axis, average_gradients=whole)
+        how: dict[str, Any] = {"mean_over": axis, "average_gradients": whole}
+        step = make_step(objective, rule, gradient=gradient, private=private is not None, **how)
         self._init_params = jax.pmap(model.init, **options)
         self._init_state = jax.pmap(rule.init, **options)
         self._step = jax.pmap(step, donate_argnums=(0, 1), **options)

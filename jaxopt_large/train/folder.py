@@ -264,13 +264,9 @@ class RunFolder:
             self.write(f"config.{number}.yaml", f"# of this run until step {step}\n{before}")
         self.write(_CONFIG, text)
 
-    def secret(self) -> int | None:
-        """What the noise of a private run depends on; None where no checkpoint says."""
-        for step in reversed(self.steps()):
-            found = self._told(step).get("secret")
-            if found is not None:
-                return int(found)
-        return None
+    def newest(self) -> dict[str, Any] | None:
+        """The metadata of the newest checkpoint that can be read; None where there is none."""
+        return next((told for step in reversed(self.steps()) if (told := self._told(step))), None)
 
     # --- data
 

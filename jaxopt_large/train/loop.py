@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
 from .feed import Feed, dataset_of
 from .folder import RunFolder
-from .private import Private
+from .private import Private, private_of
 from .progress import Progress
 from .report import Card, draw_curves
 from .resume import resumed
@@ -97,11 +97,8 @@ def train(
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         tell = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
         dataset = dataset_of(config, Path(runs), tell)
-        private = None
-        if config.privacy is not None:
-            with _refusals():
-                private = Private(config, dataset, folder.secret() if resume else None)
         with _refusals():
+            private = private_of(config, dataset, folder.newest() if resume else None)
             rule = build(config, mesh=mesh, around=watched)
             execution = make_execution(config, model, rule, mesh, private)
             run = _Run(config, folder, dataset, execution, console, mesh, private)
@@ -181,7 +178,8 @@ class _Run:
         waiting, working = None, None
         while self.at.step < self.stop_at and not stop.is_set():
             batch = self._taken(progress, waiting, working)
-            self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
+            with _refusals() if working is None else nullcontext():  # as it is traced a rule may refuse
+                self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
             working = metrics.loss
@@ -200,7 +198,11 @@ class _Run:
             if pause:
                 self._evaluate(progress)
             self.at.seconds = seconds + time.monotonic() - began
-            if self.at.step % train.checkpoint_every == 0 or self.at.step == self.stop_at:
+            due = self.at.step % train.checkpoint_every == 0 or self.at.step == self.stop_at
+            if due and waiting is not None:  # nothing is saved that a guard has given up
+                self._report(progress, *waiting)
+                waiting = None
+            if due:
                 self._save(progress)
         if waiting is not None:
             self._report(progress, *waiting)
@@ -261,7 +263,7 @@ class _Run:
             "config": settings(self.config),
         }
         if self.private is not None:
-            metadata["secret"] = self.private.secret
+            metadata["private"] = self.private.kept()
         with progress.saving():
             self.folder.save(self.at.step, self.execution.saved(self.params, self.state), metadata)
 

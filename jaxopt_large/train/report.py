@@ -70,7 +70,7 @@ class Card:
         table.add_row("state", self._state())
         if self.privacy is not None:
             table.add_row("privacy", self.privacy(summary["steps"]))
-        table.add_row("skipped", f"{summary['skipped_steps']} steps with a non-finite gradient")
+        table.add_row("skipped", f"{summary['skipped_steps']} steps left out by guards")
         table.add_row("folder", str(self._folder.path))
         resume = self._folder.resume_command
         if summary["interrupted"]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._nodes import is_past
 from .._numerics import accumulation_dtype
 from .._types import Params, Rule, Scalar, State, Updates
 from ..fused.apply import apply
@@ -40,6 +41,7 @@ def make_step(
     gradient: Gradient | None = None,
     mean_over: str | None = None,
     average_gradients: bool = False,
+    private: bool = False,
 ) -> Callable[[Params, State, Any], tuple[Params, State, Metrics]]:
     """(params, state, batch) -> (params, state, metrics).
 
@@ -52,6 +54,7 @@ def make_step(
       gradient: (params, batch) -> (loss, gradient); by default `mean_of` the objective.
       mean_over: a mapped axis over which the loss is averaged.
       average_gradients: average gradients over it as well, for rules without `zero`.
+      private: the rule is told neither the loss nor how to compute one: nothing but the gradient has noise.
     """
     gradient = gradient or mean_of(objective)
 
@@ -64,7 +67,9 @@ def make_step(
             loss = _mean(loss, weight, mean_over)
         if average_gradients:
             grads = _mean(grads, weight, mean_over)
-        extra = {"value": loss, "obj_fn": _on_part(objective, batch)}
+        extra: dict[str, Any] = {}
+        if not private:
+            extra |= {"value": loss, "obj_fn": _on_part(objective, batch)}
         if weight is not None:  # `zero` in a mapped axis reduces gradients itself
             reduced = mean_over is not None and average_gradients
             extra["weight"] = jax.lax.psum(weight, mean_over) if reduced else weight
@@ -165,5 +170,5 @@ def loss_of(model: Model, place: Place | None = None) -> Objective:
 
 def find(kind: type, state: State) -> Any:
     """The outermost part of the state that is of a kind, or None."""
-    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
+    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind) or is_past(x))
     return next((x for x in parts if isinstance(x, kind)), None)

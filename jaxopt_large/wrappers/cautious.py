@@ -8,8 +8,8 @@ from jaxtyping import Array
 from .._hyperparameters import Positive, checked
 from .._numerics import times
 from .._types import Rule
+from .._wrapped import Wrapped, followed_by
 from ..leafwise import Stage, lift, size_of
-from ._wrapped import Wrapped, followed_by
 
 __all__ = ["cautious"]
 

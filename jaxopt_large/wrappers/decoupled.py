@@ -9,9 +9,9 @@ from jaxtyping import Array
 from .._hyperparameters import Mask, Rate, checked
 from .._numerics import as_scalar, like, times
 from .._types import Rule
+from .._wrapped import Wrapped, followed_by
 from ..leafwise import Stage, count, lift
 from ..rules.learning_rate import ScaleByScheduleState, checked_rate
-from ._wrapped import Wrapped, followed_by
 
 __all__ = ["decoupled"]
 

@@ -8,8 +8,8 @@ from jaxtyping import Array, Int
 from .._hyperparameters import Decay, StateDtype, checked
 from .._numerics import as_decay, bias_correction, ema, over, safe_increment
 from .._types import Rule, State, Updates
+from .._wrapped import followed_by
 from ..leafwise import Stage, count, lift, shared, zeros
-from ._wrapped import followed_by
 
 __all__ = ["ema_of_params"]
 

@@ -9,8 +9,8 @@ from .._errors import Range
 from .._hyperparameters import Count, checked
 from .._numerics import like, safe_increment, times
 from .._types import Rule, State, Updates
+from .._wrapped import followed_by
 from ..leafwise import Stage, count, first_parameters, lift
-from ._wrapped import followed_by
 
 __all__ = ["lookahead"]
 

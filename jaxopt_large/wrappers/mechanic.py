@@ -16,8 +16,8 @@ from .._numerics import accumulation_dtype, as_scalar, bounded, safe_increment, 
 from .._order import Wrapper, is_inside
 from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
+from .._wrapped import Inner
 from ..leafwise import first_parameters, zeros
-from ._wrapped import Inner
 
 __all__ = ["mechanic"]
 

@@ -14,7 +14,7 @@ from .._hyperparameters import Positive, checked
 from .._numerics import abs_square, accumulation_dtype, divide, times
 from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
-from ._wrapped import Inner
+from .._wrapped import Inner
 
 __all__ = ["sam"]
 

@@ -10,11 +10,11 @@ from .._hyperparameters import Decay, NonNegative, Rate, StateDtype, checked
 from .._numerics import accumulation_dtype, as_scalar, divide, like, safe_increment, scalar_dtype, times
 from .._states import check_state
 from .._types import Params, Rule, State, Updates, make_rule
+from .._wrapped import Inner
 from ..leafwise import Stage, first_parameters, joined, lift
 from ..rules.learning_rate import checked_rate, scale_by_learning_rate
 from ..rules.rmsprop import scale_by_rmsprop
 from ..rules.weight_decay import decay_of
-from ._wrapped import Inner
 
 __all__ = ["schedule_free", "schedule_free_adamw", "schedule_free_eval_params", "schedule_free_sgd"]
 

@@ -215,3 +215,27 @@ def test_what_is_refused(make, error, expected):
     deep = {"w": jnp.ones((2, 2, 2, 2, 2))}
     with pytest.raises(ValueError, match=r"a leaf has 5 dimensions, got \(2, 2, 2, 2, 2\)\. Say the axes"):
         jl.adaptive_grad_clip(0.1).update(deep, jl.adaptive_grad_clip(0.1).init(deep), deep)
+
+
+@pytest.mark.parametrize("first", [0.0, jnp.nan, jnp.inf])
+@pytest.mark.parametrize("per_leaf", [False, True])
+def test_a_leaf_that_begins_with_nothing_is_not_held_for_ever(first, per_leaf):
+    rule = jl.clip_by_ema_norm(1.5, per_leaf=per_leaf)
+    state = rule.init({"w": jnp.zeros(2)})
+    for g in (first, 1.0, 1.0):
+        updates, state = rule.update({"w": jnp.full(2, g)}, state)
+    assert updates["w"].tolist() == [1.0, 1.0]
+
+
+def test_they_stand_around_accumulation_and_behind_frozen_leaves():
+    params = {"w": jnp.zeros(2), "frozen": jnp.zeros(2)}
+    for wrap in (
+        lambda rule: jl.clip_updates(rule, 0.1),
+        lambda rule: jl.with_multipliers(rule, {"w": 0.5}),
+        lambda rule: jl.mup(rule, params),
+    ):
+        rule = wrap(jl.accumulate(jl.sgd(1.0), 2))
+        state = rule.init(params)
+        for _ in range(2):
+            updates, state = rule.update(jax.tree.map(jnp.ones_like, params), state, params)
+        assert float(updates["w"][0]) < 0

@@ -265,6 +265,9 @@ def test_everything_is_donated_and_nothing_shared():
         (lambda: jl.dynamic_loss_scale(jl.sgd(0.1), 0.0), ValueError, "initial is out of range"),
         (lambda: jl.skip_nonfinite(jl.dynamic_loss_scale(jl.sgd(0.1))).init(jnp.ones(2)), ValueError, r"which would leave out what lowers the scale. Write dynamic_loss_scale\(skip_spikes"),
         (lambda: jl.skip_spikes(jl.dynamic_loss_scale(jl.sgd(0.1))).init(jnp.ones(2)), ValueError, "which would leave out what lowers the scale"),
+        (lambda: jl.accumulate(jl.dynamic_loss_scale(jl.sgd(0.1)), 2).init(jnp.ones(2)), ValueError, "leaves out micro-batches that overflow and hides them"),
+        (lambda: jl.dynamic_loss_scale(jl.sgd(0.1), 2.0, least=4.0), ValueError, "initial is out of range, got 2.0; least=4.0 to most"),
+        (lambda: jl.loss_scale([jl.dynamic_loss_scale(jl.sgd(0.1)).init(jnp.ones(2))] * 2), ValueError, "the state has 2 scales"),
         (lambda: jl.loss_scale(jl.sgd(0.1).init(jnp.ones(2))), ValueError, "the state has no scale"),
         (lambda: jl.rollback(jl.sgd(0.1), keep=0), ValueError, "keep is out of range, got 0"),
         (lambda: jl.roll_back(jnp.ones(2), jl.sgd(0.1).init(jnp.ones(2))), TypeError, "the state is not one of rollback"),
@@ -274,3 +277,64 @@ def test_everything_is_donated_and_nothing_shared():
 def test_what_is_refused(make, error, expected):
     with pytest.raises(error, match=expected):
         make()
+
+
+def test_a_loss_that_differs_between_devices(mesh8):
+    """All decide by its mean."""
+    rule = jl.skip_spikes(jl.sgd(0.1), 4.0, warmup=3, of="loss", axis_name="data")
+
+    def own(losses):
+        params, state = jnp.zeros(2), rule.init(jnp.zeros(2))
+        for n in range(6):
+            _, state = rule.update(jnp.ones(2), state, params, value=losses[n])
+        return state.skipped
+
+    losses = jnp.ones((8, 6)).at[:, 1].set(1.1).at[3, 4].set(500.0).at[5, 5].set(jnp.nan)
+    assert jax.pmap(own, axis_name="data")(losses).tolist() == [2] * 8
+    del mesh8
+
+
+def test_a_huge_norm_in_the_beginning_does_not_blind_it():
+    rule = jl.skip_spikes(jl.sgd(0.1), 4.0, window=5, warmup=3)
+    state = rule.init(jnp.zeros(1))
+    for g in (1.0, 1e25, *[1.0 + 0.01 * n for n in range(400)], 1e4):
+        updates, state = jax.jit(rule.update)(jnp.array([g]), state, jnp.zeros(1))
+    assert np.isfinite(float(state.variance))
+    assert float(updates[0]) == 0.0
+
+
+def test_flush_is_no_gradient_to_judge():
+    rule = jl.skip_spikes(jl.accumulate(jl.sgd(1.0), 4), 6.0, warmup=2)
+    params, state = jnp.zeros(2), None
+    state = rule.init(params)
+    for _ in range(3):
+        _, state = rule.update(jnp.ones(2), state, params)
+    updates, after = jl.flush(rule, state, params)
+    assert updates.tolist() == [-1.0, -1.0]
+    assert (float(after.mean), int(after.taken)) == (float(state.mean), int(state.taken))
+
+
+def test_complex_parameters_keep_their_signs_of_zero():
+    rule = jl.skip_nonfinite(jl.sgd(0.1))
+    p = jnp.array([complex(-0.0, -0.0)])
+    updates, _ = rule.update(jnp.array([complex(jnp.nan, 0.0)]), rule.init(p), p)
+    assert np.signbit((p + updates).real).all()
+    assert np.signbit((p + updates).imag).all()
+
+
+def test_values_are_those_of_now_and_not_of_the_snapshots():
+    rule = jl.rollback(jl.dynamic_loss_scale(jl.with_hyperparams(jl.sgd, learning_rate=0.5), 8.0), 3)
+    params = jnp.zeros(2)
+    state = rule.init(params)
+    _, state = rule.update(jnp.full(2, jnp.inf), state, params)
+    assert float(jl.loss_scale(state)) == 4.0
+    assert set(jl.hyperparams(state)) == {"learning_rate"} | set(jl.hyperparams(state))
+    state = jl.set_hyperparams(state, learning_rate=0.25)
+    assert float(jl.learning_rate(state)) == 0.25
+    updates, state = rule.update(jnp.full(2, 4.0), state, params)
+    assert updates.tolist() == [-0.25, -0.25]
+    scheduled = jl.rollback(jl.sgd(jl.linear_schedule(1.0, 0.0, 4)), 1)
+    state = scheduled.init(params)
+    for _ in range(3):
+        _, state = scheduled.update(params, state, params)
+    assert float(jl.learning_rate(state)) == 0.5

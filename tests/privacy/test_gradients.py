@@ -134,16 +134,20 @@ def test_a_restart_makes_the_same_step_again_and_no_other():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("how", ["jit", "shard_map", "pmap"])
-def test_eight_devices_have_the_noise_of_one(how, mesh8):
+@pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize("how", ["jit", "shard_map", "typed", "pmap"])
+def test_eight_devices_have_the_noise_of_one(how, size, mesh8):
+    """Typed: what varies over the axis is known, and gradients would be summed before they are clipped."""
     batch, mask = _batch(16), np.arange(16) % 5 != 2
     alone, report = _gradient(noise=1.0)(_PARAMS, batch, 5, mask=mask)
     if how == "jit":
         place = NamedSharding(mesh8, P("data"))
         given = jax.device_put((batch, jnp.asarray(mask)), place)
-        found, told = jax.jit(lambda b, m: _gradient(noise=1.0)(_PARAMS, b, 5, mask=m))(*given)
+        found, told = jax.jit(lambda b, m: _gradient(noise=1.0, microbatch_size=size)(_PARAMS, b, 5, mask=m))(
+            *given
+        )
     else:
-        made = _gradient(noise=1.0, axis_name="data")
+        made = _gradient(noise=1.0, axis_name="data", microbatch_size=size)
 
         def own(b, m):
             return made(_PARAMS, b, 5, mask=m)
@@ -154,7 +158,9 @@ def test_eight_devices_have_the_noise_of_one(how, mesh8):
             assert all((x == x[:1]).all() for x in jax.tree.leaves(found))
             found, told = jax.tree.map(lambda x: x[0], (found, told))
         else:
-            mapped = jax.shard_map(own, mesh=mesh8, in_specs=P("data"), out_specs=P(), check_vma=False)
+            mapped = jax.shard_map(
+                own, mesh=mesh8, in_specs=P("data"), out_specs=P(), check_vma=how == "typed"
+            )
             found, told = jax.jit(mapped)(batch, jnp.asarray(mask))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, alone)
     assert [int(x) for x in told[1:]] == [int(x) for x in report[1:]]
@@ -164,6 +170,7 @@ def test_eight_devices_have_the_noise_of_one(how, mesh8):
     ("change", "error", "expected"),
     [
         ({"clip": 0.0}, ValueError, "clip is out of range, got 0.0; clip must be a number > 0"),
+        ({"clip": 1e-22}, ValueError, "clip is too small, got 1e-22"),
         ({"clip": -1.0}, ValueError, "clip is out of range, got -1.0"),
         ({"noise_multiplier": -0.1}, ValueError, "noise_multiplier is out of range"),
         ({"expected_batch": 0}, ValueError, "expected_batch is out of range"),
@@ -193,3 +200,8 @@ def test_batches_that_are_none():
         made(_PARAMS, {"x": jnp.ones((3, 3)), "y": jnp.ones(4)}, 0)
     with pytest.raises(ValueError, match=r"mask has shape \(2,\); one for each of 3 examples"):
         made(_PARAMS, {"x": jnp.ones((3, 3))}, 0, mask=jnp.ones(2, bool))
+
+
+def test_steps_are_whole_numbers():
+    with pytest.raises(TypeError, match=r"step is no whole number, got 0.5"):
+        _gradient()(_PARAMS, _batch(2), 0.5)

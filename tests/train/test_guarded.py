@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import jaxopt_large as jl
 from jaxopt_large.checkpoint._manifest import read_manifest
 from jaxopt_large.config import ConfigError
 from jaxopt_large.data import Batches
@@ -47,7 +46,7 @@ def test_float16_ends_where_float32_does(how, tmp_path, quiet_console):
     summary = train(half, runs=tmp_path / "b", console=quiet_console)
     assert summary["final_validation_loss"] == pytest.approx(wide["final_validation_loss"], abs=0.02)
     ends = [lines(tmp_path / name / "digits")[-1]["validation_accuracy"] for name in "ab"]
-    assert abs(ends[0] - ends[1]) < 0.015
+    assert abs(ends[0] - ends[1]) < 0.025
     assert 0 < summary["skipped_steps"] < 15  # the first scale is too large: it is found
     losses = [line["loss"] for line in lines(tmp_path / "b" / "digits") if "loss" in line]
     assert losses[0] == pytest.approx(lines(tmp_path / "a" / "digits")[0]["loss"], rel=0.01)  # not scaled
@@ -92,6 +91,26 @@ def test_a_guard_that_gives_up_ends_the_run(tmp_path, quiet_console, monkeypatch
         train(small(*_LONG, guard), runs=tmp_path, console=quiet_console)
     (saved,) = (tmp_path / "digits" / "checkpoints").iterdir()
     assert saved.name == "step_00000030"
+    often = [guard, "train.checkpoint_every=1"]
+    monkeypatch.undo()
+    _broken(monkeypatch, set(range(31, 61)), 1e4)
+    with pytest.raises(RunError, match=r"by step 34\. Step 33 is safe"):
+        train(small(*_LONG, *often), runs=tmp_path / "often", console=quiet_console)
+    names = sorted(f.name for f in (tmp_path / "often" / "digits" / "checkpoints").iterdir())
+    assert names == ["step_00000032", "step_00000033"]
+
+
+def test_groups_keep_their_own_numbers_on_resume(tmp_path, quiet_console):
+    groups = (
+        "optimizer.groups={'*bias': {rule: sgd, learning_rate: 0.01}, '*': {rule: sgd, learning_rate: 0.05}}"
+    )
+    for name, more in (("turned", ["optimizer.adjustable=true"]), ("plain", [])):
+        train(small(groups, *more, "train.steps=3"), runs=tmp_path / name, console=quiet_console)
+        train(small(groups, *more), runs=tmp_path / name, resume=True, console=quiet_console)
+    ours, theirs = (_arrays(tmp_path / name / "digits", 6) for name in ("turned", "plain"))
+    for name, entry in theirs.items():
+        if name.startswith("params/"):
+            assert ours[name]["checksum"] == entry["checksum"], name
 
 
 def test_guards_of_every_kind_are_settings(tmp_path):
@@ -128,7 +147,6 @@ def test_schedules_of_adjustable_rules_go_on(tmp_path, quiet_console):
     train(small(*settings), runs=tmp_path / "a", console=quiet_console)
     train(small(*settings, "train.steps=3"), runs=tmp_path / "b", console=quiet_console)
     config = small(*settings)
-    assert float(jl.build(config).init({"w": np.ones((2, 2), np.float32)}).inner is not None)
     train(config, runs=tmp_path / "c", console=quiet_console)
     assert _arrays(tmp_path / "a" / "digits", 6) == _arrays(tmp_path / "c" / "digits", 6)
 

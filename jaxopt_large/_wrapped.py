@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from .._errors import check_rule
-from .._order import Wrapper, inside
-from .._states import check_state, explained
-from .._types import AnyRule, Params, Rule, State, Updates, make_rule
+from ._errors import check_rule
+from ._order import Wrapper, inside
+from ._states import check_state, explained
+from ._types import AnyRule, Params, Rule, State, Updates, make_rule
 
 
 class Inner:
@@ -49,7 +49,13 @@ class Inner:
 
 
 def followed_by(
-    who: str, rule: AnyRule, stage: Rule, kind: Any, beside: Callable[[Updates, Params], Any] | None = None
+    who: str,
+    rule: AnyRule,
+    stage: Rule,
+    kind: Any,
+    beside: Callable[[Updates, Params], Any] | None = None,
+    *,
+    each_step: bool = True,
 ) -> Rule:
     """A rule and what is made of its updates.
 
@@ -59,11 +65,12 @@ def followed_by(
       stage: a lifted rule; it gets the updates of `rule`.
       kind: the NamedTuple of both states: (inner, own).
       beside: from the gradients and parameters, what the stage gets for parameters; by default those.
+      each_step: must the rule move at each step?
 
     Raises:
       TypeError: rule is not a rule.
     """
-    wrapped = Inner(who, rule)
+    wrapped = Inner(who, rule, each_step=each_step)
 
     def init(params: Params) -> Any:
         return kind(wrapped.init(params), stage.init(params))
