@@ -13,7 +13,8 @@ from .._types import Rule, ScalarOrSchedule
 from ..groups import freeze, partition
 from ..guards import GUARDS
 from ..hyperparameters import hyperparams, set_hyperparams, with_hyperparams
-from ..multipliers import with_multipliers
+from ..models import make_model
+from ..multipliers import mup, with_multipliers
 from ..placement.offload import offload
 from ..placement.zero import zero
 from ..rules import RULES
@@ -56,6 +57,10 @@ def build(
         rule = WRAPPERS[settings.wrapper](rule, **_arguments(settings, "wrapper", config.train.steps))
     if config.optimizer.multipliers is not None:
         rule = with_multipliers(rule, **_arguments(config.optimizer.multipliers, "", config.train.steps))
+    if config.optimizer.mup is not None:
+        given = config.optimizer.mup.model_dump()
+        narrow = type(config.model).model_validate(config.model.model_dump() | given.pop("base"))
+        rule = mup(rule, make_model(narrow).abstract(), **given)
     if config.optimizer.storage is not None:
         rule = _stored(rule, config.optimizer.storage, config.seed)
     for settings in config.optimizer.guards:

@@ -151,6 +151,17 @@ class Multipliers(Group):
         return self
 
 
+class Mup(Group):
+    """Learning rates by width: those of a narrower model of the same kind hold for this one."""
+
+    base: Annotated[
+        dict[str, Count], Field(min_length=1)
+    ]  # what of the model is narrower, such as {width: 64}
+    optimizer: Literal["adam", "sgd"] = "adam"
+    transposed: str | None = None  # glob of matrices that are (out, in)
+    layers: str | None = None  # glob of what is stacked along a first axis
+
+
 FormatName = _literal[tuple(FORMATS)]
 
 
@@ -168,6 +179,7 @@ class Optimizer(Group):
     adjustable: bool = False  # are numbers of rules in the state, to be set while a run goes on?
     wrappers: list[Annotated[_WRAPPERS, Field(discriminator="wrapper")]] = Field(default_factory=list)
     multipliers: Multipliers | None = None
+    mup: Mup | None = None
     storage: Storage | None = None
     guards: list[Annotated[_GUARDS, Field(discriminator="guard")]] = Field(default_factory=list)
     clip: Annotated[float, Field(gt=0, le=FLOAT32)] | None = None
@@ -305,6 +317,10 @@ class Config(Group):
             self._check_private()
         elif self.train.max_epsilon is not None:
             raise ValueError("train.max_epsilon: there is no privacy to spend; add the group privacy")
+        if self.optimizer.mup is not None:
+            unknown = self.optimizer.mup.base.keys() - type(self.model).model_fields.keys()
+            if unknown:
+                raise ValueError(f"optimizer.mup.base: the model has no {', '.join(sorted(unknown))}")
         misfit = misfits(self.data, self.model)
         if misfit:
             raise ValueError(misfit)

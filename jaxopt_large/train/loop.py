@@ -251,7 +251,7 @@ class _Run:
         self.at.best = self.at.last if self.at.best is None else min(self.at.best, self.at.last)
         spent = {} if self.private is None else {"epsilon": self.private.epsilon(self.at.step)}
         self.folder.log(step=self.at.step, **means, **spent)
-        progress.evaluated(self.at.step, means)
+        progress.evaluated(self.at.step, {**means, **spent})
 
     def _save(self, progress: Progress) -> None:
         self.at.data = self.feed.position()

@@ -99,7 +99,8 @@ class Progress:
         self._validation = means["validation_loss"]
         accuracy = means.get("validation_accuracy")
         right = "" if accuracy is None else f"  accuracy {accuracy:.1%}"
-        text = f"step {step:>6}  validation loss {self._validation:.4f} {self._loss_unit}{right}"
+        spent = f"  epsilon {means['epsilon']:.3g}" if "epsilon" in means else ""
+        text = f"step {step:>6}  validation loss {self._validation:.4f} {self._loss_unit}{right}{spent}"
         self._console.print(text, highlight=False)
 
     @contextmanager

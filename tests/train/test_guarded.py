@@ -1,8 +1,10 @@
 """Runs with guards, loss scales, numbers that are set and rates in proportion, as configurations have them."""
 
+import jax
 import numpy as np
 import pytest
 
+import jaxopt_large as jl
 from jaxopt_large.checkpoint._manifest import read_manifest
 from jaxopt_large.config import ConfigError
 from jaxopt_large.data import Batches
@@ -154,6 +156,27 @@ def test_schedules_of_adjustable_rules_go_on(tmp_path, quiet_console):
 def test_rates_in_proportion(tmp_path):
     shown = run(tmp_path, "optimizer.multipliers={lr: {'*bias': 0.0}}")
     assert "run digits finished" in shown
+
+
+def test_rates_by_width_in_a_configuration():
+    """As those of the rule that mup makes of the narrow model's shapes."""
+    from jaxopt_large.models import make_model
+
+    more = ["model={kind: transformer, layers: 2, width: 64, heads: 2}", "data={kind: stdlib, context: 16}"]
+    config = small("optimizer.mup={base: {width: 16}, layers: 'layers/*'}", *more)
+    params = make_model(config.model).abstract()
+    narrow = make_model(config.model.model_copy(update={"width": 16})).abstract()
+    params, narrow = (jax.tree.map(lambda x: jax.numpy.ones(x.shape), tree) for tree in (params, narrow))
+    plain = small(*more)
+    made, expected = jl.build(config), jl.mup(jl.build(plain), narrow, layers="layers/*")
+    grads = jax.tree.map(jax.numpy.ones_like, params)
+    found = made.update(grads, made.init(params), params)[0]
+    theirs = expected.update(grads, expected.init(params), params)[0]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, theirs)
+    assert float(found["layers"]["mlp"]["up"][0, 0, 0] / found["layers"]["mlp"]["norm"][0, 0]) == 0.25
+    assert float(found["embed"][0, 0] / found["norm"][0]) == 1.0
+    with pytest.raises(ConfigError, match=r"optimizer.mup.base: the model has no depth"):
+        small("optimizer.mup={base: {depth: 2}}", *more)
 
 
 @pytest.mark.parametrize(
