@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from .._compat import make_mesh
 from .._types import Rule, ScalarOrSchedule
 from ..groups import freeze, partition
-from ..guards import GUARDS
+from ..guards import GUARDS, rollback
 from ..hyperparameters import hyperparams, set_hyperparams, with_hyperparams
 from ..models import make_model
 from ..multipliers import mup, with_multipliers
@@ -77,9 +77,11 @@ def build(
         rule = around(rule)
     placement = config.placement
     if placement.zero is not None and placement.parallel == "pmap":
-        return zero(rule, axis_name=placement.zero)
-    if placement.zero is not None:
+        rule = zero(rule, axis_name=placement.zero)
+    elif placement.zero is not None:
         rule = zero(rule, mesh or mesh_of(placement), axis=placement.zero, layers=placement.layers)
+    if config.train.rollback is not None:
+        rule = rollback(rule, config.train.rollback)
     if placement.offload is not None:
         rule = offload(rule, placement.offload, layers=placement.layers)
     return rule

@@ -276,6 +276,7 @@ class Train(Group):
     log_every: Count = 1
     checkpoint_every: Count = 500
     keep: Count = 2
+    rollback: Count | None = None  # steps between snapshots that are taken back when a guard gives up
     max_epsilon: Annotated[float, Field(gt=0, le=FLOAT32)] | None = (
         None  # with privacy: ends before more is spent
     )
@@ -317,6 +318,14 @@ class Config(Group):
             self._check_private()
         elif self.train.max_epsilon is not None:
             raise ValueError("train.max_epsilon: there is no privacy to spend; add the group privacy")
+        if self.train.rollback is not None and "skip_spikes" not in guards:
+            raise ValueError(
+                "train.rollback: no guard gives up; add {guard: skip_spikes} to optimizer.guards"
+            )
+        if self.train.rollback is not None and self.privacy is not None:
+            raise ValueError(
+                "train.rollback: steps that are taken back would still be spent; leave out privacy"
+            )
         if self.optimizer.mup is not None:
             unknown = self.optimizer.mup.base.keys() - type(self.model).model_fields.keys()
             if unknown:

@@ -13,6 +13,7 @@ from .._types import Params, Rule, State
 from ..checkpoint import unpadded
 from ..config import Config
 from ..evaluation import evaluation_params, has_averages
+from ..guards import roll_back
 from ..microbatches import reduced_once
 from ..models import Model
 from ..placement.per_device import to_global, to_per_device
@@ -43,6 +44,9 @@ class Execution(Protocol):
 
     def averaged(self, params: Params, state: State) -> Params:
         """The parameters to evaluate: averages that the rule keeps, placed like the parameters, or these."""
+
+    def rolled_back(self, params: Params, state: State) -> tuple[Params, State]:
+        """Parameters and state of a snapshot."""
 
     def saved(self, params: Params, state: State) -> Any:
         """The tree to write to a checkpoint; it does not depend on the number of devices."""
@@ -195,6 +199,9 @@ class JitExecution:
     def averaged(self, params: Params, state: State) -> Params:
         return _averaged(params, state)
 
+    def rolled_back(self, params: Params, state: State) -> tuple[Params, State]:
+        return roll_back(params, state)
+
     def saved(self, params: Params, state: State) -> Any:
         return {"params": params, "state": state}
 
@@ -250,6 +257,10 @@ class PmapExecution:
             return params
         whole = to_global({"params": params, "state": state})
         return self._put_back(to_per_device(_averaged(whole["params"], whole["state"]), params))
+
+    def rolled_back(self, params: Params, state: State) -> tuple[Params, State]:
+        back = roll_back(params, state)
+        return self._put_back(back[0]), self._put_back(back[1])
 
     def saved(self, params: Params, state: State) -> Any:
         return to_global({"params": params, "state": state})

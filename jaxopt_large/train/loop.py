@@ -34,6 +34,8 @@ from .progress import Progress
 from .report import Card, draw_curves
 from .resume import resumed
 
+_TIMES_BACK = 3  # that a run goes back before it ends
+
 
 @dataclasses.dataclass
 class _Position:
@@ -139,6 +141,7 @@ class _Run:
         batches = Batches(dataset, config.train.batch, config.seed, rows=execution.rows)
         drawn = batches if private is None else private.batches(execution.rows)
         self.feed = Feed(drawn, execution.placed)
+        self.went_back = 0  # times
         self.waited = 0.0  # of the feed's seconds, those that were logged
         self.validation = _validation_batches(dataset, config)
         self.rate = learning_rate(config)
@@ -185,14 +188,14 @@ class _Run:
             working = metrics.loss
             if self.at.step < self.stop_at:
                 self.feed.send()
-            if waiting is not None:  # one step behind, so that the device never waits for the host
-                self._report(progress, *waiting)
-            waiting = (self.at.step, metrics)
+            # one step behind, so that the device never waits for the host
+            is_back = waiting is not None and self._report(progress, *waiting)
+            waiting = None if is_back else (self.at.step, metrics)
             pause = self.at.step % train.eval_every == 0 or self.at.step == self.stop_at
             if self.one_at_a_time:
                 jax.block_until_ready((self.params, self.state))
             self.folder.settle(wait=False)
-            if self.one_at_a_time or pause:
+            if (self.one_at_a_time or pause) and waiting is not None:
                 self._report(progress, *waiting)
                 waiting = None
             if pause:
@@ -222,23 +225,39 @@ class _Run:
                 self._save(progress)
             raise
 
-    def _report(self, progress: Progress, step: int, metrics: Any) -> None:
+    def _report(self, progress: Progress, step: int, metrics: Any) -> bool:
+        """Shows and logs a step; was it one that made the run go back?"""
         values = {
             "loss": float(metrics.loss),
             "gradient_norm": float(metrics.norm),
             "skipped_steps": int(metrics.skipped),
         }
-        if metrics.given_up:
-            self.folder.settle()
-            wrong = f"skip_spikes has given up, got too many steps in a row to leave out by step {step}"
-            do = f"{self.folder.safe()} Lower the learning rate, or look at the data"
-            raise RunError(message("train", wrong, do=do))
+        is_back = bool(metrics.given_up)
+        if is_back:
+            self._go_back(step)
         values["learning_rate"] = float(self.rate(np.int32(step - 1 - values["skipped_steps"])))
         speed = progress.step(step, values, self.feed.waited)
         if step % self.config.train.log_every == 0:
             waited, self.waited = self.feed.waited - self.waited, self.feed.waited
             wait = round(waited, 4)
             self.folder.log(step=step, **values, tokens_per_second=speed, data_wait_seconds=wait)
+        return is_back
+
+    def _go_back(self, step: int) -> None:
+        """Takes back what a snapshot has, when a guard has given up.
+
+        Raises:
+          RunError: there is none, or it was taken back often enough.
+        """
+        self.went_back += 1
+        if self.config.train.rollback is None or self.went_back > _TIMES_BACK:
+            self.folder.settle()
+            wrong = f"skip_spikes has given up, got too many steps in a row to leave out by step {step}"
+            do = f"{self.folder.safe()} Lower the learning rate, or look at the data"
+            raise RunError(message("train", wrong, do=do))
+        self.params, self.state = self.execution.rolled_back(self.params, self.state)
+        told = f"step {step:>6}  skip_spikes has given up: parameters and state are those of a snapshot again"
+        self.console.print(told, highlight=False, soft_wrap=True)
 
     def _evaluate(self, progress: Progress) -> None:
         params = self.execution.averaged(self.params, self.state)

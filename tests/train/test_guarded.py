@@ -102,6 +102,32 @@ def test_a_guard_that_gives_up_ends_the_run(tmp_path, quiet_console, monkeypatch
     assert names == ["step_00000032", "step_00000033"]
 
 
+@pytest.mark.parametrize(
+    "how",
+    ["placement.parallel=jit", "placement.parallel=pmap", "placement.zero=null", "train.checkpoint_every=1"],
+)
+def test_a_run_goes_back_when_a_guard_gives_up(how, tmp_path, monkeypatch):
+    """Parameters drift away with a rate that is far too high for ten steps, and come back."""
+    guard = "optimizer.guards=[{guard: skip_spikes, warmup: 10, give_up: 3}]"
+    _broken(monkeypatch, set(range(31, 36)), 1e4)
+    shown = run(tmp_path, *_LONG, how, guard, "train.rollback=5")
+    assert "skip_spikes has given up: parameters and state are those of a snapshot again" in shown
+    told = lines(tmp_path / "digits")
+    assert told[-1]["validation_loss"] < 1.0
+    losses = [line["loss"] for line in told if "loss" in line]
+    assert len(losses) == 60
+    assert losses[-1] < 1.0
+
+
+def test_a_run_goes_back_a_few_times_only(tmp_path, quiet_console, monkeypatch):
+    guard = "optimizer.guards=[{guard: skip_spikes, warmup: 10, give_up: 3}]"
+    _broken(monkeypatch, set(range(31, 61)), 1e4)
+    with pytest.raises(RunError, match=r"skip_spikes has given up"):
+        train(small(*_LONG, guard, "train.rollback=5"), runs=tmp_path, console=quiet_console)
+    with pytest.raises(ConfigError, match=r"no guard gives up; add \{guard: skip_spikes\}"):
+        small("train.rollback=5")
+
+
 def test_groups_keep_their_own_numbers_on_resume(tmp_path, quiet_console):
     groups = (
         "optimizer.groups={'*bias': {rule: sgd, learning_rate: 0.01}, '*': {rule: sgd, learning_rate: 0.05}}"
