@@ -13,7 +13,7 @@ import numpy as np
 from .._errors import message
 from .._processes import is_writer, on_any_later
 from ..config import Config
-from ..data import Batches, Dataset, PoissonBatches, load_data
+from ..data import Batch, Batches, Dataset, PoissonBatches, load_data
 from ._errors import RunError
 
 _CACHE = ".data"  # beside the runs: what is found out about files once
@@ -127,3 +127,16 @@ class Feed:
             wait([self._next])
         self._next = None
         self._batches.go_to(position)
+
+
+def validation_batches(dataset: Dataset, config: Config) -> list[Batch]:
+    """Batches of one size that every device can share; what does not fill one is left out."""
+    rows = len(next(iter(dataset.validation.values())))
+    devices = config.placement.mesh[config.placement.data_axis]
+    size = min(config.train.batch, rows) // devices * devices
+    if size == 0:
+        raise RunError(f"train: {rows} validation examples cannot be shared by {devices} devices.")
+    return [
+        {name: x[start : start + size] for name, x in dataset.validation.items()}
+        for start in range(0, rows - size + 1, size)
+    ]

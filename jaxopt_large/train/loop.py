@@ -4,11 +4,9 @@ import dataclasses
 import functools
 import json
 import platform
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,20 @@ from rich.console import Console
 from .._errors import message
 from ..checkpoint import local
 from ..config import Config, adjusted, build, learning_rate, settings, to_yaml
-from ..data import Batch, Batches, DataError, Dataset
+from ..data import Batches, DataError, Dataset
 from ..gradient_norm import watched
 from ..models import Model, make_model
 from ._errors import RunError
 from .devices import check_fits, check_trains, describe, prepare
 from .execution import Execution, make_execution
-from .feed import Feed, dataset_of
+from .feed import Feed, dataset_of, validation_batches
 from .folder import RunFolder
 from .private import Private, private_of
 from .progress import Progress
+from .refusals import refusals
 from .report import Card, draw_curves
 from .resume import resumed
+from .signals import stop_on_signal
 
 _TIMES_BACK = 3  # that a run goes back before it ends
 
@@ -90,7 +90,7 @@ def train(
     check_fits(model.abstract())
     main = jax.process_index() == 0
     console = console or Console(quiet=not main)
-    with _refusals():
+    with refusals():
         local("train", runs)
     policy = config.train.checkpoint
     folder = RunFolder(Path(runs) / config.name, keep=config.train.keep, writes=main, policy=policy)
@@ -99,7 +99,7 @@ def train(
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         tell = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
         dataset = dataset_of(config, Path(runs), tell)
-        with _refusals():
+        with refusals():
             private = private_of(config, dataset, folder.newest() if resume else None)
             rule = build(config, mesh=mesh, around=watched)
             execution = make_execution(config, model, rule, mesh, private)
@@ -107,7 +107,7 @@ def train(
         folder.begin(anew=not resume)
         if resume:
             run.take_up(fall_back=fall_back, changed=changed)
-        with _refusals(of=(MemoryError, jax.errors.JaxRuntimeError)):
+        with refusals(of=(MemoryError, jax.errors.JaxRuntimeError)):
             return run.go()
 
 
@@ -143,7 +143,7 @@ class _Run:
         self.feed = Feed(drawn, execution.placed)
         self.went_back = 0  # times
         self.waited = 0.0  # of the feed's seconds, those that were logged
-        self.validation = _validation_batches(dataset, config)
+        self.validation = validation_batches(dataset, config)
         self.rate = learning_rate(config)
         # Two programs in flight on simulated devices can block each other's threads for good.
         self.one_at_a_time = mesh.devices.flat[0].platform == "cpu" and mesh.size > 1
@@ -160,7 +160,7 @@ class _Run:
             card.privacy = self.private.told
         card.show_start(self.console, self.at.step)
         with (
-            _stop_on_signal() as stop,
+            stop_on_signal() as stop,
             Progress(self.console, self.config, self.dataset, self.at.step) as progress,
         ):
             try:
@@ -181,7 +181,7 @@ class _Run:
         waiting, working = None, None
         while self.at.step < self.stop_at and not stop.is_set():
             batch = self._taken(progress, waiting, working)
-            with _refusals() if working is None else nullcontext():  # as it is traced a rule may refuse
+            with refusals() if working is None else nullcontext():  # as it is traced a rule may refuse
                 self.params, self.state, metrics = self.execution.step(self.params, self.state, batch)
             self.at.step += 1
             self.at.tokens += train.batch * self.dataset.tokens_per_example
@@ -326,54 +326,3 @@ class _Run:
     def _copies(self) -> int:
         """Under pmap every parameter has a leading axis of copies."""
         return self.mesh.size if self.config.placement.parallel == "pmap" else 1
-
-
-@contextmanager
-def _refusals(of: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """What the rule, the model or the devices refuse, as an error of the run."""
-    try:
-        yield
-    except of as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
-            reason = " ".join(text.split())[:200]
-            do = "Lower train.batch, raise train.accumulate, or take more devices"
-            raise RunError(message("train", f"out of memory ({reason})", do=do)) from error
-        if isinstance(error, RunError) or not isinstance(error, ValueError | TypeError):
-            raise
-        raise RunError(text) from error
-
-
-def _validation_batches(dataset: Dataset, config: Config) -> list[Batch]:
-    """Batches of one size that every device can share; what does not fill one is left out."""
-    rows = len(next(iter(dataset.validation.values())))
-    devices = config.placement.mesh[config.placement.data_axis]
-    size = min(config.train.batch, rows) // devices * devices
-    if size == 0:
-        raise RunError(f"train: {rows} validation examples cannot be shared by {devices} devices.")
-    return [
-        {name: x[start : start + size] for name, x in dataset.validation.items()}
-        for start in range(0, rows - size + 1, size)
-    ]
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Sets an event on Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        del frame
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,8 @@ import pytest
 import jaxopt_large as jl
 from jaxopt_large import cli
 from jaxopt_large.models import make_model
-from jaxopt_large.train import RunError, devices, loop
+from jaxopt_large.train import RunError, devices
+from jaxopt_large.train.refusals import refusals
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 _NO_DATA = {
@@ -77,13 +78,13 @@ def test_a_model_larger_than_the_machine(tmp_path, capsys):
 def test_out_of_memory_is_one_line(error):
     with (
         pytest.raises(RunError, match=r"^train: out of memory \(.*\)\. Lower train.batch, raise .*\.$"),
-        loop._refusals(),
+        refusals(),
     ):
         raise error
 
 
 def test_errors_that_are_no_users_are_left_alone():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"), loop._refusals():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"), refusals():
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
 
