@@ -26,7 +26,7 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 # `make compat` installs the core alone
-collect_ignore_glob = [] if importlib.util.find_spec("pydantic") else ["config/*", "train/*"]
+collect_ignore_glob = [] if importlib.util.find_spec("pydantic") else ["config/*", "data/*", "train/*"]
 
 
 @pytest.fixture
