@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from .._errors import message
 from .._hyperparameters import LeafAxes, NonNegative, Positive, checked
-from .._numerics import abs_square, bounded, like, times
+from .._numerics import abs_square, bounded, like, over, times
 from .._paths import first_match
-from .._types import Rule
+from .._types import Rule, Updates, make_rule
 from .._wrapped import Wrapped, followed_by
 from ..leafwise import Stage, along, lift, shape_of, size_of, sum_along
 from ..safety import clip_by_global_norm
@@ -45,7 +46,7 @@ def clip_per_leaf(max_norm: Positive) -> Rule:
         return _shrunk(g, jnp.sqrt(square), like(max_norm, g)), kept
 
     stage = Stage(step, measure=_square, needs="axes")
-    return lift("clip_per_leaf", stage, chained=False)
+    return _stateless(lift("clip_per_leaf", stage, chained=False))
 
 
 @checked
@@ -74,33 +75,41 @@ def clip_by_block_rms(threshold: Positive) -> Rule:
 
     def step(shared: Any, g: Array, p: Any, kept: Any, square: Array) -> tuple[Array, Any]:
         del shared, p
-        return _shrunk(g, jnp.sqrt(square / max(size_of(g), 1)), like(threshold, g)), kept
+        length = jnp.sqrt(square / max(size_of(g), 1)) / like(threshold, g)
+        return over(g, jnp.where(jnp.isfinite(length), jnp.maximum(length, 1.0), jnp.nan)), kept
 
     stage = Stage(step, measure=_square, needs="axes")
-    return lift("clip_by_block_rms", stage, chained=False)
+    return _stateless(lift("clip_by_block_rms", stage, chained=False))
 
 
 @checked
-def adaptive_grad_clip(clipping: Positive, eps: NonNegative = 1e-3, *, axes: LeafAxes | None = None) -> Rule:
+def adaptive_grad_clip(
+    clipping: Positive,
+    eps: NonNegative = 1e-3,
+    axis: Any = None,
+    *,
+    axes: LeafAxes | None = None,
+) -> Rule:
     r"""Clips each unit's gradient to a share of the unit's weights.
 
     $$g_j \leftarrow g_j \min\!\left(1,
       \lambda \frac{\max(\lVert\theta_j\rVert, \epsilon)}{\lVert g_j \rVert}\right)$$
 
     A unit is what one output is made of: a vector as a whole, a column of a matrix, the kernel of one output
-    channel of a convolution, as optax has them. Of a stack of layers say the axes.
+    channel of a convolution in two or three dimensions, as optax has them. Of a stack of layers say the axes.
 
     Args:
       clipping: $\lambda > 0$.
       eps: $\epsilon \ge 0$, so that units that begin with zeros can move.
+      axis: the axis or axes that a unit's norm is over, of every leaf, as optax has it.
       axes: glob -> the axes that a unit's norm is over, such as {"layers/*": [1]} for stacked matrices.
 
     Returns:
       The rule; its `update` needs `params`; it keeps no state.
 
     Raises:
-      ValueError: a value is out of range, or a leaf has more than four dimensions and no axes.
-      TypeError: a value is not a number.
+      ValueError: a value is out of range, or a leaf has more than five dimensions and no axes.
+      TypeError: a value is not a number, or the axis is none.
 
     Source: Brock et al. 2021, arXiv:2102.06171, equation 3.
 
@@ -110,28 +119,33 @@ def adaptive_grad_clip(clipping: Positive, eps: NonNegative = 1e-3, *, axes: Lea
     [0.3, 0.4]
     """
 
+    every = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    if every is not None and not all(type(n) is int for n in every):
+        allowed = "a whole number, or several"
+        raise TypeError(message("adaptive_grad_clip", f"axis is no axis, got {axis!r}", allowed=allowed))
+
     def of(x: Array, place: Any) -> tuple[int, ...]:
         return _unit_axes(shape_of(x), place)
 
     def measure(shared: Any, g: Array, p: Array, kept: Any, place: Any = None) -> tuple[Array, Array]:
         del shared, kept
-        over = of(g, place)
-        return tuple(sum_along(abs_square(bounded(x, size_of(x))), over) for x in (g, p))  # type: ignore[return-value]
+        unit = of(g, place)
+        return tuple(sum_along(abs_square(bounded(x, size_of(x))), unit) for x in (g, p))  # type: ignore[return-value]
 
     def step(shared: Any, g: Array, p: Array, kept: Any, sums: Any, place: Any = None) -> tuple[Array, Any]:
         del shared, p
-        over = of(g, place)
-        norm, weight = (along(jnp.sqrt(total), over, g) for total in sums)
+        unit = of(g, place)
+        norm, weight = (along(jnp.sqrt(total), unit, g) for total in sums)
         most = like(clipping, g) * jnp.maximum(weight, like(eps, g))
         factor = jnp.where(norm > most, most / jnp.maximum(norm, _TINY), jnp.ones((), norm.dtype))
         return times(jnp.where(jnp.isfinite(norm), factor, jnp.nan), g), kept
 
     def by_path(path: str) -> Any:
         glob = None if axes is None else first_match(list(axes), path)
-        return None if axes is None or glob is None else tuple(axes[glob])
+        return every if axes is None or glob is None else tuple(axes[glob])
 
     stage = Stage(step, measure=measure, needs="axes", needs_params=True, by_path=by_path)
-    return lift("adaptive_grad_clip", stage, chained=False)
+    return _stateless(lift("adaptive_grad_clip", stage, chained=False))
 
 
 class ClipUpdatesState(Wrapped):
@@ -166,6 +180,15 @@ def clip_updates(rule: Any, max_norm: Positive | None = None, *, max_rms: Positi
     return followed_by("clip_updates", rule, stage, ClipUpdatesState, each_step=False)
 
 
+def _stateless(rule: Rule) -> Rule:
+    """A rule that keeps nothing takes any state, and gives it back, as optax's do."""
+
+    def update(updates: Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Updates, Any]:
+        return rule.update(updates, optax.EmptyState(), params, **extra)[0], state
+
+    return make_rule(rule.init, update)
+
+
 def _square(shared: Any, g: Array, p: Any, kept: Any) -> Array:
     del shared, p, kept
     return jnp.sum(abs_square(bounded(g, size_of(g))))
@@ -185,7 +208,7 @@ def _unit_axes(shape: Sequence[int], said: tuple[int, ...] | None) -> tuple[int,
         return tuple(range(len(shape)))
     if len(shape) in (2, 3):
         return (0,)
-    if len(shape) == 4:
-        return (0, 1, 2)
+    if len(shape) in (4, 5):
+        return tuple(range(len(shape) - 1))
     wrong = f"a leaf has {len(shape)} dimensions, got {tuple(shape)}"
     raise ValueError(message("adaptive_grad_clip", wrong, do="Say the axes of a unit: axes={glob: [...]}"))

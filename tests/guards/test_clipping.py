@@ -50,7 +50,12 @@ def test_blocks_beside_optax():
 
 @pytest.mark.parametrize("eps", [1e-3, 0.5])
 def test_units_beside_optax(eps):
-    params = {**_PARAMS, "d": jnp.linspace(-1.0, 1.0, 360).reshape(3, 3, 8, 5), "e": jnp.zeros((1, 7))}
+    params = {
+        **_PARAMS,
+        "d": jnp.linspace(-1.0, 1.0, 360).reshape(3, 3, 8, 5),
+        "f": jnp.ones((2, 2, 2, 3, 4)),
+        "e": jnp.zeros((1, 7)),
+    }
     grads = like(params, 3, 4.0)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         ((theirs,), _) = _run(optax.adaptive_grad_clip(0.3, eps), [grads], params)
@@ -212,8 +217,8 @@ def test_a_step_that_is_not_finite_is_dropped_whole(name, bad):
 def test_what_is_refused(make, error, expected):
     with pytest.raises(error, match=expected):
         make()
-    deep = {"w": jnp.ones((2, 2, 2, 2, 2))}
-    with pytest.raises(ValueError, match=r"a leaf has 5 dimensions, got \(2, 2, 2, 2, 2\)\. Say the axes"):
+    deep = {"w": jnp.ones((2, 2, 2, 2, 2, 2))}
+    with pytest.raises(ValueError, match=r"a leaf has 6 dimensions, got \(2, 2, 2, 2, 2, 2\)\. Say the axes"):
         jl.adaptive_grad_clip(0.1).update(deep, jl.adaptive_grad_clip(0.1).init(deep), deep)
 
 
