@@ -43,9 +43,8 @@ class Windows:
         self.targets = self.count * context
 
     def example(self, index: int) -> Batch:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        start = (index - (int(self._ends[number - 1]) if number else 0)) * self._context
-        return _window(self._streams[number], start, self._context, self._vocabulary)
+        number, index = located(self._ends, index)
+        return _window(self._streams[number], index * self._context, self._context, self._vocabulary)
 
 
 class Packed:
@@ -78,9 +77,8 @@ class Packed:
         self.targets = sum(s.length for s in streams)
 
     def example(self, index: int) -> Batch:
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number, index = located(self._ends, index)
         stream, starts = self._streams[number], self._starts[number]
-        index -= int(self._ends[number - 1]) if number else 0
         start = int(starts[index])
         stop = int(starts[index + 1]) if index + 1 < len(starts) else stream.length
         ids = checked(stream, max(start - 1, 0), stop, self._vocabulary)
@@ -88,6 +86,16 @@ class Packed:
         tokens = np.full(self._context + 1, self._end, np.int32)
         tokens[: len(ids)] = ids
         return {"tokens": tokens, "mask": np.arange(self._context) < stop - start}
+
+
+def located(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """In which of several rows an index over all of them is, and where in it.
+
+    >>> located(np.cumsum([3, 0, 2]), 3)
+    (2, 0)
+    """
+    number = int(np.searchsorted(ends, index, side="right"))
+    return number, index - (int(ends[number - 1]) if number else 0)
 
 
 def packed_starts(length: int, ends: np.ndarray, context: int) -> np.ndarray:

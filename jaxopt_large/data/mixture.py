@@ -8,6 +8,7 @@ import numpy as np
 
 from .._errors import message
 from ._dataset import Batch, DataError, Dataset
+from ._windows import located
 
 
 def mixture(parts: Mapping[str, Dataset], weights: Mapping[str, float]) -> Dataset:
@@ -59,8 +60,8 @@ def _one_after_the_other(parts: list[Dataset]) -> Callable[[int], Batch]:
     ends = np.cumsum([part.size for part in parts])
 
     def example(index: int) -> Batch:
-        number = int(np.searchsorted(ends, index, side="right"))
-        return parts[number].example(index - (int(ends[number - 1]) if number else 0))
+        number, inside = located(ends, index)
+        return parts[number].example(inside)
 
     return example
 

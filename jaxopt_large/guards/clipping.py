@@ -45,7 +45,7 @@ def clip_per_leaf(max_norm: Positive) -> Rule:
         del shared, p
         return _shrunk(g, jnp.sqrt(square), like(max_norm, g)), kept
 
-    stage = Stage(step, measure=_square, needs="axes")
+    stage = Stage(step, measure=square, needs="axes")
     return _stateless(lift("clip_per_leaf", stage, chained=False))
 
 
@@ -78,7 +78,7 @@ def clip_by_block_rms(threshold: Positive) -> Rule:
         length = jnp.sqrt(square / max(size_of(g), 1)) / like(threshold, g)
         return over(g, jnp.where(jnp.isfinite(length), jnp.maximum(length, 1.0), jnp.nan)), kept
 
-    stage = Stage(step, measure=_square, needs="axes")
+    stage = Stage(step, measure=square, needs="axes")
     return _stateless(lift("clip_by_block_rms", stage, chained=False))
 
 
@@ -189,7 +189,8 @@ def _stateless(rule: Rule) -> Rule:
     return make_rule(rule.init, update)
 
 
-def _square(shared: Any, g: Array, p: Any, kept: Any) -> Array:
+def square(shared: Any, g: Array, p: Any, kept: Any) -> Array:
+    """What a leaf adds to a norm: a stage's `measure`."""
     del shared, p, kept
     return jnp.sum(abs_square(bounded(g, size_of(g))))
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._hyperparameters import Decay, Positive, checked
-from .._numerics import abs_square, as_decay, as_scalar, bounded, ema, like, times
+from .._numerics import as_decay, as_scalar, ema, like, times
 from .._types import Rule, Updates
-from ..leafwise import Stage, count, lift, shaped, shared, size_of
+from ..leafwise import Stage, count, lift, shaped, shared
+from .clipping import square
 
 _ANY = 0.0  # the mean as long as there is none: of zeros, and of what is not finite, none is made
 
@@ -53,10 +54,6 @@ def clip_by_ema_norm(ratio: Positive = 1.5, decay: Decay = 0.99, *, per_leaf: bo
     [6.0, 8.0]
     """
     d = as_decay(decay)
-
-    def square(shared: Any, g: Array, p: Any, kept: Any) -> Array:
-        del shared, p, kept
-        return jnp.sum(abs_square(bounded(g, size_of(g))))
 
     def bound(is_first: Array, norm: Array, mean: Array) -> tuple[Array, Array]:
         """The factor of a gradient, and the next mean."""

@@ -55,13 +55,9 @@ def exact_of(value: Any) -> Exact:
     """A number as the state has it: in float64 on the host, if it is Python's or NumPy's."""
     if isinstance(value, numbers.Real | np.generic) and not hasattr(value, "aval"):
         exact = float(value)
-        return Exact(*(jnp.asarray(x) for x in (*halves(exact), *_halves_of_log(exact))))
+        return Exact(*(jnp.asarray(x) for x in (*halves(exact), *halves(log_of(exact)))))
     high = jnp.asarray(value).astype(jnp.float32)
     return Exact(high, jnp.zeros_like(high), jnp.log1p(high - 1.0), jnp.zeros_like(high))
-
-
-def _halves_of_log(value: float) -> tuple[np.float32, np.float32]:
-    return halves(log_of(value))
 
 
 def knobs_of(current: Mapping[str, Any], exact: Mapping[str, Exact]) -> dict[str, Knob]:

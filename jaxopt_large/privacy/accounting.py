@@ -40,14 +40,8 @@ def privacy_spent(
     >>> round(jl.privacy_spent(sampling_rate=0.01, noise_multiplier=1.0, steps=1000, delta=1e-5), 4)
     1.8282
     """
-    who = "privacy_spent"
-    types, wrong = Problems(who), Problems(who)
-    number_problem("sampling_rate", sampling_rate, _RATE, types, wrong)
-    number_problem("noise_multiplier", noise_multiplier, NON_NEGATIVE, types, wrong)
-    number_problem("delta", delta, _DELTA, types, wrong)
-    _check_steps(steps, types)
-    _check_method(method, wrong)
-    _raise(types, wrong)
+    noise = (noise_multiplier, NON_NEGATIVE)
+    _check("privacy_spent", sampling_rate, steps, delta, method, noise_multiplier=noise)
     return _spent(_library(), sampling_rate, noise_multiplier, steps, delta, method)
 
 
@@ -75,13 +69,7 @@ def noise_for_budget(
     1.0
     """
     who = "noise_for_budget"
-    types, wrong = Problems(who), Problems(who)
-    number_problem("epsilon", epsilon, POSITIVE, types, wrong)
-    number_problem("sampling_rate", sampling_rate, _RATE, types, wrong)
-    number_problem("delta", delta, _DELTA, types, wrong)
-    _check_steps(steps, types)
-    _check_method(method, wrong)
-    _raise(types, wrong)
+    _check(who, sampling_rate, steps, delta, method, epsilon=(epsilon, POSITIVE))
     library = _library()
 
     def fits(noise: float, method: Method = method, orders: Any = None) -> bool:
@@ -181,17 +169,15 @@ def _library() -> Any:
     return dp_accounting, {"pld": pld.PLDAccountant, "rdp": rdp.RdpAccountant}
 
 
-def _check_steps(steps: Any, types: Problems) -> None:
+def _check(who: str, rate: Any, steps: Any, delta: Any, method: Any, **more: tuple[Any, Range]) -> None:
+    """Raises for what no account can be made of; all of it at once."""
+    types, wrong = Problems(who), Problems(who)
+    for name, (value, allowed) in {"sampling_rate": (rate, _RATE), "delta": (delta, _DELTA), **more}.items():
+        number_problem(name, value, allowed, types, wrong)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         types.add(f"steps is no number of steps, got {steps!r}", allowed="a whole number >= 0")
-
-
-def _check_method(method: Any, wrong: Problems) -> None:
     if method not in ("pld", "rdp"):
         wrong.add(f"method is unknown, got {method!r}", allowed="'pld' or 'rdp'")
-
-
-def _raise(types: Problems, wrong: Problems) -> None:
     if types.found:
         types.found += wrong.found
     types.raise_if_any(TypeError)

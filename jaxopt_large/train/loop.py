@@ -192,19 +192,17 @@ class _Run:
             is_back = waiting is not None and self._report(progress, *waiting)
             waiting = None if is_back else (self.at.step, metrics)
             pause = self.at.step % train.eval_every == 0 or self.at.step == self.stop_at
+            due = self.at.step % train.checkpoint_every == 0 or self.at.step == self.stop_at
             if self.one_at_a_time:
                 jax.block_until_ready((self.params, self.state))
             self.folder.settle(wait=False)
-            if (self.one_at_a_time or pause) and waiting is not None:
+            # nothing is saved that a guard has given up
+            if (self.one_at_a_time or pause or due) and waiting is not None:
                 self._report(progress, *waiting)
                 waiting = None
             if pause:
                 self._evaluate(progress)
             self.at.seconds = seconds + time.monotonic() - began
-            due = self.at.step % train.checkpoint_every == 0 or self.at.step == self.stop_at
-            if due and waiting is not None:  # nothing is saved that a guard has given up
-                self._report(progress, *waiting)
-                waiting = None
             if due:
                 self._save(progress)
         if waiting is not None:
